@@ -1,0 +1,193 @@
+/**
+ * Engine: what moves a guest's requests to a disk. Two implementations, one contract: native.ts (the C++ addon) and
+ * js/ (TypeScript on thin native primitives). Control calls only; nothing here is on the data path.
+ */
+import type { DiskSpec } from '../disk/disk.js'
+
+export type { DiskSpec }
+
+/** `arm-abi` is byte-identical to `x86_64-abi` (xen/include/public/io/protocols.h). */
+export type Protocol = 'x86_64-abi' | 'x86_32-abi' | 'arm-abi'
+
+/** How guest pages are reached; `auto`: persistent where the frontend offers it, else copy. */
+export type TransferChoice = 'auto' | 'persistent' | 'copy' | 'map'
+export type Transfer = Exclude<TransferChoice, 'auto'>
+
+/** One ring as the frontend published it. */
+export interface RingLayout {
+  /** 1, 2, 4, 8 or 16 grant references of the ring's pages, in order. */
+  readonly ringRefs: readonly number[]
+  /** The frontend's unbound event channel port. */
+  readonly eventChannel: number
+}
+
+/** Everything negotiated for one connection; nothing is re-read from xenstore after it (R-02). */
+export interface Connection {
+  readonly domid: number
+  readonly protocol: Protocol
+  readonly rings: readonly RingLayout[]
+  /** Both sides said `feature-persistent`. */
+  readonly persistent: boolean
+}
+
+/** What the engine was told to offer; the same for every connection of a vbd. */
+export interface VbdFeatures {
+  readonly transfer: TransferChoice
+  /** 0: indirect requests are not offered; at most 4096 (8 pages). */
+  readonly maxIndirectSegments: number
+  readonly flush: boolean
+  readonly barrier: boolean
+  readonly discard: boolean
+  readonly secureDiscard: boolean
+  /** Writes and discards are answered with errors although the disk could take them. */
+  readonly readOnly?: boolean
+  /** What happens to the vbd when a flush fails: its flushes are never answered, or it is closed (R-41). */
+  readonly onFlushFailure: 'hold' | 'close'
+}
+
+/** Settings that may change while guests are connected. */
+export interface Tunables {
+  /** Persistent grants kept per ring. 0..1,000,000; 1056 by default. */
+  maxPersistentGrants: number
+  /** Seconds a persistent grant may stay unused; 0: for ever. 60 by default. */
+  persistentGrantIdleSeconds: number
+  /** Free pages that the page pool of a reactor keeps. 1024 by default. */
+  maxBufferPages: number
+  /** Bytes of guest data that one ring may have in flight before it stops consuming. 64 MiB by default. */
+  maxInFlightBytes: number
+  /** Microseconds that a reactor polls after its last work before it sleeps; 0: sleeps at once. 50 by default. */
+  pollUs: number
+}
+
+export const DEFAULT_TUNABLES: Readonly<Tunables> = {
+  maxPersistentGrants: 1056,
+  persistentGrantIdleSeconds: 60,
+  maxBufferPages: 1024,
+  maxInFlightBytes: 64 * 1024 * 1024,
+  pollUs: 50,
+}
+
+/** What an open disk is. Sizes in bytes. */
+export interface DiskInfo {
+  readonly sizeBytes: number
+  readonly sectorSize: number
+  readonly physicalSectorSize: number
+  readonly readOnly: boolean
+  readonly canFlush: boolean
+  readonly canDiscard: boolean
+  readonly canSecureDiscard: boolean
+  readonly discardGranularity: number
+  readonly discardAlignment: number
+  /** For people: `file(/srv/a.raw, io_uring, O_DIRECT)`. */
+  readonly description: string
+}
+
+/** An open disk; vbds may share it. */
+export interface EngineDisk {
+  readonly info: DiskInfo
+  /** Makes the disk `sizeBytes` long; resolves to its new info. */
+  resize(sizeBytes: number): Promise<DiskInfo>
+  close(): Promise<void>
+}
+
+/** Log-linear histogram: 16 buckets per power of two; see native/base/histogram.h. */
+export interface HistogramCounters {
+  readonly count: number
+  readonly sum: number
+  readonly min: number
+  readonly max: number
+  /** Counts per bucket, trailing empty buckets left out. */
+  readonly buckets: readonly number[]
+}
+
+export interface OperationCounters {
+  /** Requests answered OK. */
+  readonly requests: number
+  readonly sectors: number
+  readonly bytes: number
+  /** Requests answered otherwise after they were accepted. */
+  readonly errors: number
+  /** Nanoseconds from consuming a request to publishing its response. */
+  readonly latencyNs: HistogramCounters
+}
+
+/** Totals since the vbd was made, over all rings and connections. */
+export interface VbdCounters {
+  readonly read: OperationCounters
+  readonly write: OperationCounters
+  readonly flush: OperationCounters
+  readonly discard: OperationCounters
+  /** Requests answered unexecuted, by reason (`segment-bounds`, `range`, ...). */
+  readonly rejected: Readonly<Record<string, number>>
+  /** Requests failed by a grant operation, and by the disk. */
+  readonly grantErrors: number
+  readonly diskErrors: number
+  /** Times the ring had requests but no free in-flight entry, page or byte budget was left. */
+  readonly outOfRequests: number
+  readonly inFlight: number
+  readonly persistentGrants: number
+  readonly persistentGrantsCap: number
+  /** Segments copied because the persistent cache was full. */
+  readonly persistentGrantsOverflow: number
+  readonly persistentGrantsPurged: number
+  readonly grantMaps: number
+  readonly grantUnmaps: number
+  readonly grantCopies: number
+  /** Calls (batches) behind the three figures above. */
+  readonly grantCalls: number
+  readonly notificationsSent: number
+  readonly notificationsSaved: number
+  readonly eventsReceived: number
+  readonly spuriousEvents: number
+  readonly wakeups: number
+  readonly poolPagesInUse: number
+  readonly poolPagesFree: number
+  /** Requests found per ring pass. */
+  readonly ringUtilisation: HistogramCounters
+  readonly segmentsPerRequest: HistogramCounters
+}
+
+export type EngineEvent =
+  /** The frontend broke the ring; the ring is stopped for good. */
+  | { readonly type: 'ring-corrupt'; readonly queue: number; readonly message: string }
+  /** A flush did not reach the disk; the vbd fails its writes and holds its flushes. */
+  | { readonly type: 'flush-failed'; readonly message: string }
+
+export interface EngineVbd {
+  /**
+   * Maps the rings, binds the event channels and starts serving. Resolves with the transfer that is used. Rejects with
+   * ERR_VBD_GRANT or ERR_VBD_PROTOCOL; then nothing is left mapped or bound.
+   */
+  connect(connection: Connection): Promise<{ transfer: Transfer }>
+  /** Stops intake, waits for the disk, unmaps and unbinds everything. Idempotent; resolves when no guest page is held. */
+  disconnect(): Promise<void>
+  tune(tunables: Partial<Tunables>): void
+  counters(): VbdCounters
+  /** Disconnects and frees. */
+  close(): Promise<void>
+}
+
+export interface Engine {
+  readonly kind: 'native' | 'js'
+  openDisk(spec: DiskSpec): Promise<EngineDisk>
+  createVbd(options: {
+    /** `1:51712`, for thread names and messages. */
+    name: string
+    disk: EngineDisk
+    features: VbdFeatures
+    tunables: Tunables
+    onEvent: (event: EngineEvent) => void
+  }): EngineVbd
+  /** Applies to every vbd made later, and to what vbds share. */
+  tune(tunables: Partial<Tunables>): void
+  /** Closes every vbd and disk, joins every thread. */
+  close(): Promise<void>
+}
+
+/** One connection of this process to a hypervisor; made by `openMockXen` (and on a Xen host by its counterpart). */
+export interface XenConnection {
+  readonly kind: 'mock' | 'host'
+  /** Our own domain. */
+  readonly domid: number
+  close(): void
+}

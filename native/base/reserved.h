@@ -1,0 +1,60 @@
+// ReservedArray<T>: room for a fixed number of trivially constructible elements, zeroed, whose memory is taken from the
+// system only when it is first touched. Sized once for the worst case, paid for by use: no allocation later, and an idle
+// ring costs next to nothing.
+#pragma once
+
+#include <sys/mman.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+#include <utility>
+
+#include "base/result.h"
+
+namespace vbd {
+
+template <typename T>
+class ReservedArray {
+    static_assert(std::is_trivially_destructible_v<T>);
+
+  public:
+    ReservedArray() = default;
+    ReservedArray(ReservedArray&& other) noexcept
+        : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+    ReservedArray& operator=(ReservedArray&& other) noexcept {
+        std::swap(data_, other.data_);
+        std::swap(size_, other.size_);
+        return *this;
+    }
+    ReservedArray(const ReservedArray&) = delete;
+    ReservedArray& operator=(const ReservedArray&) = delete;
+    ~ReservedArray() {
+        if (data_) ::munmap(data_, size_ * sizeof(T));
+    }
+
+    static Result<ReservedArray> create(size_t size) {
+        ReservedArray array;
+        if (size == 0) return array;
+        void* memory = ::mmap(nullptr, size * sizeof(T), PROT_READ | PROT_WRITE,
+                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (memory == MAP_FAILED) {
+            return system_error(ErrorKind::kNoMemory, errno, "reserving memory for a table");
+        }
+        array.data_ = static_cast<T*>(memory);
+        array.size_ = size;
+        return array;
+    }
+
+    T* data() { return data_; }
+    const T* data() const { return data_; }
+    size_t size() const { return size_; }
+    T& operator[](size_t i) { return data_[i]; }
+    const T& operator[](size_t i) const { return data_[i]; }
+
+  private:
+    T* data_ = nullptr;
+    size_t size_ = 0;
+};
+
+}  // namespace vbd

@@ -1,0 +1,417 @@
+// Queue: opening, the pass, and answering. The barrier protocol is in queue_barrier.cc.
+#include "engine/queue.h"
+
+#include <algorithm>
+
+#include "engine/mailbox.h"
+
+namespace vbd::engine {
+
+using blkif::Operation;
+using blkif::Reject;
+using memory::InFlight;
+using memory::Outcome;
+using memory::Stage;
+
+namespace {
+
+// One pass takes at most this many requests: enough to spread every per-batch cost, few enough that the first answer of a
+// long ring does not wait for hundreds of copies.
+constexpr uint32_t kBatchRequests = 64;
+constexpr uint64_t kSpuriousDelayUnitNs = 1'000'000;
+constexpr uint64_t kSpuriousDelayMaxNs = 1'000'000'000;
+
+bool changes_disk(Operation operation) { return operation != Operation::kRead && operation != Operation::kFlush; }
+
+// 0, 1, 2, 4 ... 1000 ms: what an event that brought nothing costs its sender.
+uint64_t spurious_delay_ns(uint32_t in_row) {
+    if (in_row <= 1) return 0;
+    uint32_t doublings = std::min(in_row - 2, 20u);
+    return std::min(kSpuriousDelayUnitNs << doublings, kSpuriousDelayMaxNs);
+}
+
+}  // namespace
+
+Queue::Queue(const Options& options, std::shared_ptr<VbdShared> shared)
+    : options_(options), shared_(std::move(shared)), counters_(*shared_->counters[options.index]) {}
+
+Result<std::unique_ptr<Queue>> Queue::open(const Options& options, std::shared_ptr<VbdShared> shared, xen::Xen& xen,
+                                           const ReactorServices& services) {
+    auto queue = std::unique_ptr<Queue>(new Queue(options, std::move(shared)));
+    queue->services_ = services;
+    queue->several_rings_ = queue->shared_->slots.size() > 1;
+
+    auto grants = xen.open_grant_table();
+    if (!grants) return grants.error();
+    queue->grants_ = std::move(grants).value();
+    auto mapped = queue->grants_->map(options.domain, options.ring_refs, xen::Access::kReadWrite);
+    if (!mapped) return mapped.error();
+    queue->ring_address_ = mapped.value();
+
+    auto ring = blkif::BackRing::attach(queue->ring_address_, static_cast<uint32_t>(options.ring_refs.size()),
+                                        options.protocol);
+    if (!ring) return ring.error();
+    queue->ring_ = std::move(ring).value();
+    uint32_t entries = queue->ring_.entries();
+
+    auto table = memory::InFlightTable::create(entries, queue->shared_->features.max_indirect_segments);
+    if (!table) return table.error();
+    queue->table_ = std::move(table).value();
+    queue->batch_.reserve(kBatchRequests + 1);
+    queue->issued_.reserve(std::max(entries, kBatchRequests + 1));
+
+    memory::Transfer::Options transfer_options;
+    transfer_options.strategy = options.strategy;
+    transfer_options.domain = options.domain;
+    transfer_options.entries = entries;
+    transfer_options.max_persistent_grants = queue->shared_->tunables.max_persistent_grants;
+    transfer_options.reads_fill_buffers = queue->shared_->device->geometry().fills_reads;
+    auto transfer = memory::Transfer::create(transfer_options, *queue->grants_, *services.pool, *services.scratch,
+                                             queue->counters_.transfer);
+    if (!transfer) return transfer.error();
+    queue->transfer_ = std::move(transfer).value();
+
+    auto device = queue->shared_->device->open_queue(*services.io);
+    if (!device) return device.error();
+    queue->device_ = std::move(device).value();
+
+    // Last: from here on the guest can send us events.
+    auto channel = xen.bind_interdomain(options.domain, options.remote_port);
+    if (!channel) return channel.error();
+    queue->channel_ = std::move(channel).value();
+    return queue;
+}
+
+// Port first, then the guest's pages, then the ring. Nothing is at the device.
+Queue::~Queue() {
+    channel_.reset();
+    if (transfer_) transfer_->close();
+    device_.reset();
+    if (ring_address_) {
+        (void)!!grants_->unmap(ring_address_, static_cast<uint32_t>(options_.ring_refs.size()));
+    }
+    counters_.in_flight.set(0);
+}
+
+blkif::Limits Queue::limits() const {
+    const block::Geometry& geometry = shared_->device->geometry();
+    const Features& features = shared_->features;
+    blkif::Limits limits;
+    limits.capacity_sectors = shared_->device->size_bytes() / kSectorSize;
+    limits.sector_size = geometry.sector_size;
+    limits.max_indirect_segments = features.max_indirect_segments;
+    limits.read_only = geometry.read_only;
+    limits.flush = features.flush;
+    limits.barrier = features.barrier;
+    limits.discard = features.discard;
+    limits.secure_discard = features.secure_discard;
+    return limits;
+}
+
+bool Queue::pass(uint64_t now_ns) {
+    bool worked = reap(now_ns);
+    if (started_) {
+        worked |= consume(now_ns);
+        if (barrier_) [[unlikely]] worked |= run_barrier(now_ns);
+    }
+    if (device_->has_completions()) worked |= reap(now_ns);  // memory, cached reads: answered in the same pass
+    publish();
+    if (busy_ && at_device_ == 0) set_busy(false);
+    if (worked) {
+        last_work_ns_ = now_ns;
+        work_since_event_ = true;
+        spurious_in_row_ = 0;
+        counters_.in_flight.set(ring_.in_flight());
+    }
+    return worked;
+}
+
+bool Queue::reap(uint64_t now_ns) {
+    bool worked = false;
+    while (block::Io* io = device_->reap()) {
+        worked = true;
+        while (io) {
+            block::Io* next = io->next;
+            advance(static_cast<InFlight*>(io->tag));
+            io = next;
+        }
+        submit_issued();
+    }
+    if (done_.empty()) return worked;
+    memory::InFlightList ready;
+    transfer_->finish(done_, ready);
+    while (InFlight* item = ready.pop()) answer(item, now_ns);
+    return true;
+}
+
+bool Queue::consume(uint64_t now_ns) {
+    if (stalled_) {
+        if (!may_consume() || !admit(stalled_)) return false;
+    } else {
+        if (closing_ || barrier_ || corrupt_) return false;
+        if (!ring_.begin_pass()) [[unlikely]] {
+            corrupt_ = true;
+            shared_->on_event({Event::Type::kRingCorrupt, options_.index,
+                               "the frontend's request producer is further ahead than the ring is long"});
+            return true;
+        }
+        if (ring_.available() == 0 || !may_consume()) return false;
+    }
+    blkif::Limits now_limits = limits();
+    batch_.clear();
+    pass_pages_ = 0;
+    if (stalled_) {
+        batch_.push_back(stalled_);
+        stalled_ = nullptr;
+    }
+    if (!closing_ && !corrupt_) {
+        uint32_t taken = take_requests(now_limits, now_ns);
+        if (taken > 0) counters_.ring_utilisation.record(taken);
+    }
+    start_batch(static_cast<uint32_t>(batch_.size()), now_limits, now_ns);
+    return true;
+}
+
+// Consumes slots into batch_; refuses on the spot what parse() rejects. Returns how many slots it took.
+uint32_t Queue::take_requests(const blkif::Limits& limits, uint64_t now_ns) {
+    uint32_t taken = 0;
+    uint32_t segments = 0;
+    blkif::RawSlot slot;
+    while (batch_.size() < kBatchRequests && taken < kBatchRequests && segments < memory::TransferScratch::kBatchSegments &&
+           ring_.next(slot)) {
+        taken++;
+        InFlight* item = table_.take();
+        VBD_CHECK(item);  // one per ring entry, and the ring never delivers more
+        Reject reject = blkif::parse(options_.protocol, slot, limits, item->request);
+        item->started_ns = now_ns;
+        item->budget_bytes = 0;
+        item->failed = item->unsupported = item->held = false;
+        item->stage = Stage::kData;
+        if (reject != Reject::kNone) [[unlikely]] {
+            refuse(item, reject);
+            continue;
+        }
+        table_.attach_arrays(item);
+        Operation operation = item->request.operation;
+        if (operation == Operation::kFlush || operation == Operation::kWriteBarrier) item->stage = Stage::kPreFlush;
+        if (operation != Operation::kRead && shared_->flush_failed.load(std::memory_order_relaxed)) [[unlikely]] {
+            refuse_after_failed_flush(item);
+            continue;
+        }
+        if (operation == Operation::kWriteBarrier) [[unlikely]] {
+            barrier_ = item;  // nothing after it is taken until it is done
+            break;
+        }
+        if (!admit(item)) [[unlikely]] {
+            stalled_ = item;
+            counters_.out_of_requests.add();
+            break;
+        }
+        segments += item->request.nr_segments;
+        batch_.push_back(item);
+    }
+    return taken;
+}
+
+// Charges a request to the in-flight budget. A request that is alone always fits, however large.
+bool Queue::admit(InFlight* item) {
+    uint64_t pages = item->request.nr_segments;
+    uint64_t bytes = pages * kPageSize;
+    uint64_t budget = shared_->tunables.max_in_flight_bytes.load(std::memory_order_relaxed);
+    if (in_flight_bytes_ + bytes > budget && in_flight_bytes_ > 0) return false;
+    const memory::PagePool& pool = *services_.pool;
+    if (pass_pages_ + pages > pool.available()) return false;
+    pass_pages_ += pages;
+    item->budget_bytes = bytes;
+    in_flight_bytes_ += bytes;
+    return true;
+}
+
+void Queue::start_batch(uint32_t count, const blkif::Limits& limits, uint64_t now_ns) {
+    if (count == 0) return;
+    transfer_->prepare({batch_.data(), count}, limits, static_cast<uint32_t>(now_ns / 1'000'000));
+    for (uint32_t i = 0; i < count; i++) {
+        InFlight* item = batch_[i];
+        if (item->outcome == Outcome::kReady) [[likely]] {
+            at_device_++;
+            issue(item);
+        } else if (item->outcome == Outcome::kRejected) {
+            refuse(item, item->reject);
+        } else {
+            at_device_++;
+            answer(item, now_ns);
+        }
+    }
+    submit_issued();
+}
+
+void Queue::issue(InFlight* item) {
+    block::Io& io = item->io;
+    const blkif::Request& request = item->request;
+    io.tag = item;
+    io.fua = false;
+    io.offset = request.sector * kSectorSize;
+    io.length = request.nr_sectors * kSectorSize;
+    io.iov = item->iov;
+    io.iov_count = item->iov_count;
+    if (item->stage != Stage::kData) {
+        io.op = block::IoOp::kFlush;
+    } else if (request.operation == Operation::kRead) {
+        io.op = block::IoOp::kRead;
+    } else if (request.operation == Operation::kDiscard) {
+        io.op = request.secure ? block::IoOp::kSecureDiscard : block::IoOp::kDiscard;
+    } else {
+        io.op = block::IoOp::kWrite;
+        io.fua = !shared_->features.flush;  // a guest without flushes has no other way to durability
+    }
+    issued_.push_back(&io);
+}
+
+void Queue::submit_issued() {
+    if (issued_.empty()) return;
+    device_->submit({issued_.data(), issued_.size()});
+    issued_.clear();
+}
+
+// The device is done with one step of a request: the next step, or the end.
+void Queue::advance(InFlight* item) {
+    const block::Io& io = item->io;
+    if (io.error != 0) [[unlikely]] {
+        if (io.op == block::IoOp::kFlush) return hold_flush(item);
+        counters_.disk_errors.add();
+        bool is_discard = io.op == block::IoOp::kDiscard || io.op == block::IoOp::kSecureDiscard;
+        (is_discard && io.error == EOPNOTSUPP ? item->unsupported : item->failed) = true;
+        return done_.push(item);
+    }
+    if (item->stage == Stage::kPreFlush && item->request.nr_segments > 0) {
+        item->stage = Stage::kData;
+        return issue(item);
+    }
+    if (item->stage == Stage::kData && item->request.operation == Operation::kWriteBarrier) {
+        item->stage = Stage::kPostFlush;
+        return issue(item);
+    }
+    done_.push(item);
+}
+
+// A guest that sees a failed flush takes it for a success and never flushes again (Linux blkfront), so it sees nothing. The
+// pages still go back.
+void Queue::hold_flush(InFlight* item) {
+    counters_.disk_errors.add();
+    item->held = true;
+    item->failed = true;
+    done_.push(item);
+    if (shared_->flush_failed.exchange(true)) return;
+    shared_->on_event({Event::Type::kFlushFailed, options_.index,
+                       std::string("a flush failed (") + std::strerror(item->io.error) +
+                           "); writes fail and flushes wait from now on"});
+}
+
+void Queue::refuse_after_failed_flush(InFlight* item) {
+    if (changes_disk(item->request.operation) && item->request.operation != Operation::kWriteBarrier) {
+        counters_.disk_errors.add();
+        item->failed = true;
+        at_device_++;
+        answer(item, item->started_ns);
+    }
+    // A flush or a barrier stays unanswered, its ring entry with it.
+}
+
+void Queue::refuse(InFlight* item, Reject reject) {
+    counters_.rejected[static_cast<size_t>(reject)].add();
+    ring_.respond(item->request.id, item->request.wire_operation, blkif::status_of(reject));
+    in_flight_bytes_ -= item->budget_bytes;
+    table_.give_back(item);
+}
+
+void Queue::answer(InFlight* item, uint64_t now_ns) {
+    at_device_--;
+    in_flight_bytes_ -= item->budget_bytes;
+    if (item == barrier_) [[unlikely]] release_barrier();
+    if (item->held) [[unlikely]] return;
+    int16_t status = blkif::kResponseOkay;
+    if (item->failed) [[unlikely]] {
+        status = blkif::kResponseError;
+    } else if (item->unsupported) [[unlikely]] {
+        status = blkif::kResponseUnsupported;
+    }
+    ring_.respond(item->request.id, item->request.wire_operation, status);
+    account(item, status, now_ns);
+    table_.give_back(item);
+}
+
+void Queue::account(const InFlight* item, int16_t status, uint64_t now_ns) {
+    const blkif::Request& request = item->request;
+    OperationCounters* operation = &counters_.write;
+    if (request.operation == Operation::kRead) {
+        operation = &counters_.read;
+    } else if (request.operation == Operation::kFlush) {
+        operation = &counters_.flush;
+    } else if (request.operation == Operation::kDiscard) {
+        operation = &counters_.discard;
+    }
+    if (status != blkif::kResponseOkay) {
+        operation->errors.add();
+        return;
+    }
+    operation->requests.add();
+    operation->sectors.add(request.nr_sectors);
+    operation->latency_ns.record(now_ns - item->started_ns);
+    if (request.nr_segments > 0) counters_.segments_per_request.record(request.nr_segments);
+}
+
+void Queue::publish() {
+    if (!ring_.has_unpublished()) return;
+    if (ring_.push()) {
+        channel_->notify();
+        counters_.notifications_sent.add();
+    } else {
+        counters_.notifications_saved.add();
+    }
+}
+
+void Queue::on_event() {
+    if (!channel_->take_pending()) return;
+    counters_.events.add();
+    event_taken_ = true;
+    work_since_event_ = false;
+    wake();
+}
+
+bool Queue::arm(uint64_t now_ns) {
+    unmask_due_ns_ = UINT64_MAX;
+    armed_ = true;
+    // Where the guest cannot give us work now, a completion or a kick wakes us, not an event.
+    if (!started_ || closing_ || corrupt_ || stalled_ || barrier_ || gate_closed()) return true;
+    if (event_taken_) {
+        if (!work_since_event_) {
+            counters_.spurious_events.add();
+            spurious_in_row_++;
+        }
+        uint64_t delay_ns = work_since_event_ ? 0 : spurious_delay_ns(spurious_in_row_);
+        if (delay_ns > 0) {
+            unmask_due_ns_ = now_ns + delay_ns;
+        } else {
+            event_taken_ = false;
+            channel_->unmask();
+        }
+    }
+    armed_ = !ring_.final_check();
+    return armed_;
+}
+
+void Queue::end_unmask_delay() {
+    unmask_due_ns_ = UINT64_MAX;
+    wake();
+    if (!event_taken_) return;
+    event_taken_ = false;
+    channel_->unmask();
+}
+
+void Queue::tick(uint64_t now_ns) {
+    transfer_->set_max_persistent_grants(shared_->tunables.max_persistent_grants.load(std::memory_order_relaxed));
+    transfer_->purge(static_cast<uint32_t>(now_ns / 1'000'000),
+                     shared_->tunables.persistent_idle_ms.load(std::memory_order_relaxed));
+}
+
+}  // namespace vbd::engine
