@@ -46,7 +46,11 @@
       "native/node/counters_object.cc",
       "native/node/dispatcher.cc",
       "native/node/engine_object.cc",
+      "native/node/mock_broker_object.cc",
+      "native/node/mock_guest_object.cc",
+      "native/node/mock_load.cc",
       "native/node/mock_object.cc",
+      "native/node/mock_watcher.cc",
       "native/node/options.cc"
     ]
   }

@@ -149,7 +149,7 @@ void Reactor::idle(uint64_t now_ns) {
         cpu_relax();
         return;
     }
-    if (!arm_all(now_ns)) return;
+    if (!arm_all(now_ns) || !io_->arm()) return;
     bool events = wait_for_events(timeout_ms(now_ns));
     uint64_t woken_ns = monotonic_ns();
     last_spin_ns_ = woken_ns;
@@ -176,11 +176,6 @@ void Reactor::arm_quiet_rings(uint64_t now_ns) {
 }
 
 bool Reactor::wait_for_events(int timeout) {
-    // A device may have made the io_uring since the last sleep.
-    if (io_->uring_fd() != watched_uring_fd_) {
-        watched_uring_fd_ = io_->uring_fd();
-        watch(watched_uring_fd_, nullptr);
-    }
     epoll_event events[kEventsPerWait];
     int count = ::epoll_wait(epoll_.get(), events, kEventsPerWait, timeout);
     for (int i = 0; i < count; i++) {

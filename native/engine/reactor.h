@@ -98,7 +98,6 @@ class Reactor {
     std::unique_ptr<memory::TransferScratch> scratch_;
     std::unique_ptr<block::IoContext> io_;
     std::vector<Member> members_;
-    int watched_uring_fd_ = -1;
     uint32_t closing_count_ = 0;
     uint64_t last_work_ns_ = 0;
     uint64_t last_spin_ns_ = 0;

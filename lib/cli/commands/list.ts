@@ -1,0 +1,74 @@
+/** `vbdkit list`: the disks that are being served here. */
+import { ControlClient } from '../../control/client.js'
+import { controlSockets } from '../../control/path.js'
+import type { VbdSummary } from '../../control/target.js'
+import { formatSize } from '../../units.js'
+import { action, addCommand, type Command, type Context } from '../program.js'
+import { table } from '../table.js'
+import { addControlOptions, type ControlOptions, mockDirOf } from '../xen_option.js'
+
+/** Adds the command. */
+export function addList(program: Command, context: Context): void {
+  const { terminal } = context
+  const command = addCommand(program, 'list', {
+    summary: 'list the disks that are being served',
+    description: 'Asks every running `vbdkit serve` of this user on this Xen what it serves.',
+    examples: [
+      ['vbdkit list', 'on this host'],
+      ['vbdkit list --xen mock:/tmp/xen', 'on the mock Xen'],
+    ],
+  })
+  addControlOptions(command)
+  command.action(
+    action(context, async (options: ControlOptions) => {
+      const paths =
+        options.control === undefined ? controlSockets(mockDirOf(options.xen)) : [options.control]
+      const answers = await Promise.all(
+        paths.map((path) => ask(path, options.control !== undefined)),
+      )
+      const vbds = answers.flat()
+      terminal.result(vbds, vbds.length === 0 ? 'nothing is being served' : show(vbds))
+      return 0
+    }),
+  )
+}
+
+/** What one server serves; nothing when it is gone, unless it was named. */
+async function ask(path: string, named: boolean): Promise<(VbdSummary & { control: string })[]> {
+  let client: ControlClient
+  try {
+    client = await ControlClient.connect(path)
+  } catch (thrown) {
+    if (named) throw thrown
+    return []
+  }
+  try {
+    const vbds = (await client.call({ verb: 'list' })) as VbdSummary[]
+    return vbds.map((vbd) => ({ ...vbd, control: path }))
+  } finally {
+    client.close()
+  }
+}
+
+function show(vbds: readonly VbdSummary[]): string {
+  return table(
+    [
+      { title: 'VBD' },
+      { title: 'STATE' },
+      { title: 'SIZE', right: true },
+      { title: 'MODE' },
+      { title: 'TRANSFER' },
+      { title: 'ENGINE' },
+      { title: 'DISK' },
+    ],
+    vbds.map((vbd) => [
+      vbd.vbd,
+      vbd.state,
+      formatSize(vbd.sizeBytes),
+      vbd.readOnly ? 'r' : 'rw',
+      vbd.transfer ?? '-',
+      vbd.engine,
+      vbd.disk,
+    ]),
+  )
+}

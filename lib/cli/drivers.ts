@@ -1,0 +1,76 @@
+/** DRIVER [ARG]: which disk a command line means. */
+import { statSync } from 'node:fs'
+import type { Disk } from '../disk/disk.js'
+import { type FileOptions, file, memory, nullDisk } from '../disk/drivers.js'
+import { VbdError } from '../errors.js'
+
+/** For the help and for complaints. */
+export const DRIVERS = 'file PATH | memory SIZE | null SIZE'
+
+export interface DriverOptions {
+  readonly readOnly?: true
+  readonly direct?: 'auto' | 'on' | 'off'
+  readonly io?: 'auto' | 'uring' | 'sync'
+  readonly sectorSize?: string
+  readonly writeThrough?: true
+  readonly shared?: true
+}
+
+/**
+ * The disk.
+ *
+ * @throws ERR_VBD_ARGUMENT for another driver or argument, ERR_VBD_BACKING for a file that cannot be used
+ */
+export function diskOf(driver: string, args: readonly string[], options: DriverOptions): Disk {
+  const sectorSize = options.sectorSize === '4096' ? 4096 : 512
+  switch (driver) {
+    case 'file': {
+      const path = only(driver, args, 'the path of an image or block device')
+      if (options.readOnly !== true) refuseMarkedReadOnly(path)
+      const disk = file(path, { ...fileOptions(options), sectorSize })
+      disk.validate()
+      return disk
+    }
+    case 'memory':
+      return memory(only(driver, args, 'a size'), { sectorSize })
+    case 'null':
+      return nullDisk(only(driver, args, 'a size'), { sectorSize })
+    default:
+      throw new VbdError('ERR_VBD_ARGUMENT', `there is no driver '${driver}'`, {
+        remedy: `use one of: ${DRIVERS}`,
+      })
+  }
+}
+
+function fileOptions({ readOnly, direct, io, writeThrough, shared }: DriverOptions): FileOptions {
+  return {
+    ...(readOnly === undefined ? {} : { readOnly }),
+    ...(direct === undefined ? {} : { direct: direct === 'auto' ? 'auto' : direct === 'on' }),
+    ...(io === undefined ? {} : { io }),
+    ...(writeThrough === undefined ? {} : { writeThrough }),
+    ...(shared === undefined ? {} : { shared }),
+  }
+}
+
+/** The one argument of a driver. */
+function only(driver: string, args: readonly string[], what: string): string {
+  const [arg] = args
+  if (arg === undefined || args.length > 1) {
+    const message =
+      arg === undefined
+        ? `${driver} needs ${what}`
+        : `${driver} takes one argument, not ${args.length}`
+    throw new VbdError('ERR_VBD_ARGUMENT', message, { remedy: `write: ${DRIVERS}` })
+  }
+  return arg
+}
+
+/** Root may write to any file, and still means it when nobody has the right to. */
+function refuseMarkedReadOnly(path: string): void {
+  const stats = statSync(path, { throwIfNoEntry: false })
+  if (stats === undefined || !stats.isFile() || (stats.mode & 0o222) !== 0) return
+  throw new VbdError('ERR_VBD_BACKING', `${path} is a read-only file`, {
+    path,
+    remedy: 'serve it with --read-only, or make it writable with chmod u+w',
+  })
+}

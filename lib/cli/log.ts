@@ -1,0 +1,51 @@
+/**
+ * Log: what a daemon's operator reads later: JSON lines with time and level, written by pino without waiting for the disk.
+ */
+import { type DestinationStream, destination, type Logger, pino } from 'pino'
+import { VbdError } from '../errors.js'
+
+export const LOG_LEVELS = ['debug', 'info', 'warn', 'error'] as const
+export type LogLevel = (typeof LOG_LEVELS)[number]
+
+/** A log that writes to `path`, appending; close it to have everything written. */
+export interface Log {
+  readonly logger: Logger
+  close(): Promise<void>
+}
+
+/**
+ * Opens the log; without a path it swallows everything.
+ *
+ * @throws ERR_VBD_ARGUMENT when the file cannot be opened
+ */
+export async function openLog(path: string | undefined, level: LogLevel): Promise<Log> {
+  if (path === undefined) return { logger: pino({ level: 'silent' }), close: async () => {} }
+  const file = destination({ dest: path, append: true, sync: false })
+  await new Promise<void>((resolve, reject) => {
+    file.once('ready', resolve)
+    file.once('error', (cause: NodeJS.ErrnoException) => {
+      reject(
+        new VbdError(
+          'ERR_VBD_ARGUMENT',
+          `--log: cannot write to ${path} (${cause.code ?? cause.message})`,
+          {
+            path,
+            cause,
+            remedy: 'name a file that can be written',
+          },
+        ),
+      )
+    })
+  })
+  // A full disk must not end the service of guests.
+  file.on('error', () => {})
+  const logger = pino({ level, base: { pid: process.pid } }, file as DestinationStream)
+  return {
+    logger,
+    close: () =>
+      new Promise((resolve) => {
+        file.once('close', () => resolve())
+        file.end()
+      }),
+  }
+}

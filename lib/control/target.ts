@@ -1,0 +1,66 @@
+/**
+ * What a control socket does to a Backend: each verb of the protocol as calls of the library. No state of its own.
+ */
+import type { Backend } from '../backend.js'
+import type { Vbd, VbdTunables } from '../vbd/vbd.js'
+import type { Tuning } from './protocol.js'
+import type { ControlTarget } from './server.js'
+
+/** One line of `list`. */
+export interface VbdSummary {
+  /** `1:xvda` */
+  readonly vbd: string
+  readonly state: string
+  readonly sizeBytes: number
+  readonly readOnly: boolean
+  readonly disk: string
+  readonly engine: string
+  /** While a guest is connected. */
+  readonly transfer?: string
+}
+
+/** What `resize` answers, in bytes. */
+export interface Resized {
+  readonly sizeBytes: number
+  readonly previousBytes: number
+}
+
+/** The target that controls every vbd of a backend; `stop` is told when a client wants the end. */
+export function backendTarget(backend: Backend, stop: () => void): ControlTarget {
+  return {
+    list: () => backend.vbds().map(summary),
+    info: (vbd) => backend.vbd(vbd).info(),
+    stats: (vbd) => backend.vbd(vbd).stats(),
+    stream: (vbd, everyMs, signal) => backend.vbd(vbd).stats({ every: everyMs, signal }),
+    async resize(id, sizeBytes, shrink): Promise<Resized> {
+      const vbd = backend.vbd(id)
+      const previousBytes = vbd.disk.sizeBytes
+      const disk = await vbd.resize(sizeBytes, { shrink })
+      return { sizeBytes: disk.sizeBytes, previousBytes }
+    },
+    tune(id, tuning): Partial<VbdTunables> {
+      if (id === undefined) {
+        backend.tune(tuning)
+        return tuning
+      }
+      const vbd = backend.vbd(id)
+      vbd.tune(tuning)
+      return { ...vbd.info().tunables }
+    },
+    stop,
+  }
+}
+
+function summary(vbd: Vbd): VbdSummary {
+  const { engine, connection } = vbd.info()
+  const { sizeBytes, readOnly, description } = vbd.disk
+  return {
+    vbd: vbd.id,
+    state: vbd.state,
+    sizeBytes,
+    readOnly,
+    disk: description,
+    engine,
+    ...(connection === undefined ? {} : { transfer: connection.transfer }),
+  }
+}

@@ -1,0 +1,186 @@
+/**
+ * The addon's exports, as C++ gives them (native/node/). Raw: native.ts wraps the engine part, lib/mock the mock part.
+ * Calls throw an Error with `kind` (`xen`, `ring`, `backing`, `invalid-argument`, `unsupported`, `no-memory`) and `errno`.
+ */
+import type {
+  Connection,
+  DiskInfo,
+  DiskSpec,
+  EngineEvent,
+  Transfer,
+  Tunables,
+  VbdCounters,
+  VbdFeatures,
+} from './engine.js'
+
+export interface NativeError extends Error {
+  readonly kind: string
+  readonly errno: number
+}
+
+/** Opaque: a vbd::xen::Xen. */
+export interface NativeXen {
+  close(): void
+}
+
+export interface NativeDisk {
+  info(): DiskInfo
+  resize(sizeBytes: number): DiskInfo
+  close(): void
+}
+
+export interface NativeVbd {
+  connect(connection: Connection): Promise<{ transfer: Transfer }>
+  disconnect(): Promise<void>
+  tune(tunables: Partial<Tunables>): void
+  counters(): VbdCounters
+  close(): Promise<void>
+}
+
+export interface NativeEngine {
+  openDisk(spec: DiskSpec): NativeDisk
+  createVbd(
+    name: string,
+    disk: NativeDisk,
+    features: VbdFeatures,
+    tunables: Tunables,
+    onEvent: (event: EngineEvent) => void,
+  ): NativeVbd
+  tune(tunables: Partial<Tunables>): void
+  /** Threads, file descriptors aside: what the engine holds, for leak checks. */
+  resources(): { reactors: number; vbds: number; disks: number }
+  close(): Promise<void>
+}
+
+/** One domain as the broker accounts for it. */
+export interface MockDomain {
+  readonly domid: number
+  readonly pages: number
+  /** Its owner is gone, but peers still map its pages. */
+  readonly dying: boolean
+  /** Pins that peers hold on this domain's grants (mapped pages, counted per mapping). */
+  readonly grantsMapped: number
+  /** Event channel ports of this domain that are bound to a peer. */
+  readonly portsBound: number
+}
+
+/** A rule that makes calls fail. Counted over all processes of the mock. */
+export interface MockFault {
+  readonly call: 'map' | 'unmap' | 'copy' | 'bind' | 'notify' | 'alloc-unbound'
+  /** Only calls towards this domain; any when absent. */
+  readonly domid?: number
+  /** Only this grant reference (map, copy). */
+  readonly ref?: number
+  /** Let this many matching calls pass first. 0 by default. */
+  readonly skip?: number
+  /** Then fail this many; for ever when absent. */
+  readonly count?: number
+  /** errno of a failing call (EINVAL = 22, ENOMEM = 12). For copy: absent means per-segment `status`. */
+  readonly errno?: number
+  /** Per-segment GNTST_* status of a failing copy, e.g. -3. */
+  readonly status?: number
+}
+
+/** The hypervisor's part of the mock, on a thread of its own in this process. */
+export interface NativeMockBroker {
+  createDomain(domid: number, pages: number): void
+  /** As `xl destroy`: the domain is dying until its pages are unmapped. */
+  destroyDomain(domid: number): void
+  domains(): MockDomain[]
+  setFaults(faults: readonly MockFault[]): void
+  close(): void
+}
+
+/** A guest's own hands: its memory, its grant table, its event channels. */
+export interface NativeMockGuest {
+  readonly domid: number
+  /** All of the guest's memory, shared with whoever maps its grants; page n is bytes n*4096. */
+  readonly memory: ArrayBuffer
+  /** Makes `ref` (8..32767) a grant of page `page` to `domid`. */
+  grant(ref: number, page: number, domid: number, readOnly: boolean): void
+  /** Ends a grant. False: a peer still maps it, nothing was changed. */
+  endAccess(ref: number): boolean
+  /** A new port that `domid` may bind. */
+  allocUnbound(domid: number): number
+  notify(port: number): void
+  /** Lets the next event of this port through to `onEvent`. */
+  unmask(port: number): void
+  closePort(port: number): void
+  /** Runs the native load generator until `durationMs` has passed; see LoadOptions. */
+  runLoad(options: LoadOptions): Promise<LoadResult>
+  /** Kills the domain when this handle made it. */
+  close(): void
+}
+
+/** One queue of a guest that a load drives; the ring is initialised, the frontend Connected, its doorbells quiet. */
+export interface LoadQueue {
+  /** Byte offset of the ring in guest memory (its pages are contiguous). */
+  readonly ringOffset: number
+  readonly ringPages: number
+  readonly port: number
+  /** First of depth × segments granted data pages: reference and page number rise by one each. */
+  readonly firstRef: number
+  readonly firstPage: number
+  /** With indirect requests: first of `depth` descriptor pages. */
+  readonly firstIndirectRef?: number
+  readonly firstIndirectPage?: number
+}
+
+export interface LoadOptions {
+  readonly queues: readonly LoadQueue[]
+  readonly protocol: 'x86_64-abi' | 'x86_32-abi'
+  readonly operation: 'read' | 'write' | 'mixed'
+  readonly pattern: 'random' | 'sequential'
+  /** Requests kept in flight per queue. */
+  readonly depth: number
+  /** 4 KiB segments per request. */
+  readonly segments: number
+  readonly indirect: boolean
+  readonly diskSectors: number
+  readonly durationMs: number
+  /** Spin for responses instead of sleeping for events. */
+  readonly poll: boolean
+  readonly seed: number
+  /** Pin the load's thread to this processor; -1: not. */
+  readonly cpu: number
+}
+
+export interface LoadResult {
+  readonly requests: number
+  readonly errors: number
+  readonly elapsedNs: number
+  /** CPU time of the load's own thread. */
+  readonly cpuNs: number
+  readonly notifications: number
+  readonly latencyNs: import('./engine.js').HistogramCounters
+}
+
+export interface Addon {
+  readonly version: string
+  /** What this kernel allows. */
+  probe(): { ioUring: boolean; ioUringReason: string; memlockBytes: number }
+  /**
+   * Joins the mock whose broker listens on `socketPath`, as `domid`. `onClose` is told once when the broker is gone; from
+   * then on nothing can be mapped, copied or bound, while what is mapped or bound stays so.
+   */
+  connectMock(socketPath: string, domid: number, onClose?: () => void): NativeXen
+  /** `onDomain` is told of every domain that appears, starts dying and disappears, in order. */
+  startMockBroker(
+    socketPath: string,
+    onDomain: (event: 'created' | 'dying' | 'destroyed', domid: number) => void,
+  ): NativeMockBroker
+  /** Joins as guest `domid`, making the domain with `pages` pages of memory when there is none. */
+  connectMockGuest(
+    socketPath: string,
+    domid: number,
+    pages: number,
+    onEvent: (ports: number[]) => void,
+    onClose: () => void,
+  ): NativeMockGuest
+  createEngine(options: {
+    xen: NativeXen
+    reactors: number
+    tunables: Tunables
+    name: string
+  }): NativeEngine
+}

@@ -1,0 +1,54 @@
+/**
+ * vbdkit: virtual disks for Xen guests, from userspace. The public interface; guests for tests are in `vbdkit/testing`.
+ */
+export { Backend, type BackendEvents, type BackendOptions, type ServeOptions } from './backend.js'
+export type { Disk } from './disk/disk.js'
+export {
+  type FileOptions,
+  file,
+  memory,
+  nullDisk,
+  type SizedOptions,
+} from './disk/drivers.js'
+export {
+  type Connection,
+  DEFAULT_TUNABLES,
+  type DiskInfo,
+  type DiskSpec,
+  type HistogramCounters,
+  type OperationCounters,
+  type Protocol,
+  type Transfer,
+  type TransferChoice,
+  type Tunables,
+  type VbdCounters,
+  type VbdFeatures,
+} from './engine/engine.js'
+export { ERROR_CODES, VbdError, type VbdErrorCode } from './errors.js'
+export { type DomainEvent, MockHost, type MockHostOptions, mockPaths } from './mock/mock_host.js'
+export type { EngineChoice, Platform, XenChoice } from './platform.js'
+export {
+  formatNanoseconds,
+  formatSize,
+  formatVbdId,
+  formatVdev,
+  parseDuration,
+  parseSize,
+  parseVbdId,
+  parseVdev,
+  type VbdId,
+} from './units.js'
+export type { ToolstackChoice } from './vbd/attachment.js'
+export type { AcceptOptions, DeviceOffer } from './vbd/offer.js'
+export type { VbdOptions } from './vbd/options.js'
+export type { ConnectionInfo } from './vbd/reporter.js'
+export type { ResizeOptions } from './vbd/resize.js'
+export {
+  type Latency,
+  type OperationStats,
+  percentile,
+  type StatsStreamOptions,
+  type VbdStats,
+} from './vbd/stats.js'
+export type { Vbd, VbdEvents, VbdInfo, VbdTunables } from './vbd/vbd.js'
+export type { XenbusStateName } from './xenbus/state.js'

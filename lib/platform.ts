@@ -1,0 +1,150 @@
+/**
+ * Platform: what a backend stands on, a hypervisor and its xenstore and an engine on both. Says which of them this
+ * host has, and opens them in order; whoever opens it closes it, in the opposite order.
+ */
+import { accessSync, constants } from 'node:fs'
+import type { Engine, Tunables } from './engine/engine.js'
+import { createNativeEngine, loadAddon, openMockXen } from './engine/native.js'
+import { VbdError } from './errors.js'
+import { MockHost, mockPaths } from './mock/mock_host.js'
+import { connectXenstore } from './xenstore/client.js'
+import type { Xenstore } from './xenstore/xenstore.js'
+
+/**
+ * Where Xen is. `auto`: this host's Xen, if it has one. `host`: this host's Xen. `mock`: a mock Xen inside this
+ * process. `mock:DIR`: the mock that `vbdkit mock DIR` runs.
+ */
+export type XenChoice = 'auto' | 'host' | 'mock' | `mock:${string}`
+
+/** Which implementation moves the data. */
+export type EngineChoice = 'native' | 'js'
+
+export interface Platform {
+  readonly kind: 'mock' | 'host'
+  /** Our own domain. */
+  readonly domid: number
+  readonly store: Xenstore
+  readonly engine: Engine
+  /** With `xen: 'mock'`: the mock in this process, to make guests on. */
+  readonly mock?: MockHost
+  close(): Promise<void>
+}
+
+export interface PlatformOptions {
+  readonly xen: XenChoice
+  readonly engine: EngineChoice
+  /** Threads, 1..64. */
+  readonly reactors: number
+  readonly tunables: Tunables
+}
+
+/**
+ * Opens what the options name.
+ *
+ * @throws ERR_VBD_NO_XEN, ERR_VBD_UNSUPPORTED, ERR_VBD_ARGUMENT, each with what to do
+ */
+export async function openPlatform(options: PlatformOptions): Promise<Platform> {
+  if (options.engine === 'js') {
+    throw new VbdError('ERR_VBD_UNSUPPORTED', 'this build has no JavaScript engine', {
+      remedy: 'use the native engine, which is the default',
+    })
+  }
+  if (options.engine !== 'native') {
+    throw new VbdError('ERR_VBD_ARGUMENT', `there is no engine '${options.engine}'`, {
+      remedy: 'use the engine native',
+    })
+  }
+  const xen = resolveXen(options.xen)
+  if (xen === 'mock') return openInProcessMock(options)
+  return openMock(xen.dir, options)
+}
+
+/** @throws for every choice that this host or this build cannot serve */
+function resolveXen(xen: XenChoice): 'mock' | { dir: string } {
+  if (xen === 'mock') return 'mock'
+  if (xen.startsWith('mock:') && xen.length > 5) return { dir: xen.slice(5) }
+  if (xen !== 'auto' && xen !== 'host') {
+    throw new VbdError('ERR_VBD_ARGUMENT', `'${xen}' is no place where Xen could be`, {
+      remedy: 'use auto, host, mock or mock:DIR',
+    })
+  }
+  const missing = ['/dev/xen/gntdev', '/dev/xen/evtchn'].find((path) => !usable(path))
+  if (missing !== undefined) {
+    throw new VbdError(
+      'ERR_VBD_NO_XEN',
+      `this is no Xen domain that can serve guests: no ${missing}`,
+      {
+        path: missing,
+        remedy: 'run as root in dom0 or a driver domain, or use the mock Xen with mock or mock:DIR',
+      },
+    )
+  }
+  throw new VbdError('ERR_VBD_UNSUPPORTED', 'this build has no Xen host interface', {
+    remedy: 'use the mock Xen with mock or mock:DIR',
+  })
+}
+
+function usable(path: string): boolean {
+  try {
+    accessSync(path, constants.R_OK | constants.W_OK)
+    return true
+  } catch {
+    return false
+  }
+}
+
+async function openInProcessMock(options: PlatformOptions): Promise<Platform> {
+  const addon = loadAddon()
+  const mock = await MockHost.start({ broker: addon.startMockBroker.bind(addon) })
+  try {
+    const platform = await openMock(mock.dir, options)
+    return {
+      ...platform,
+      mock,
+      async close() {
+        await platform.close()
+        await mock.close()
+      },
+    }
+  } catch (thrown) {
+    await mock.close()
+    throw thrown
+  }
+}
+
+async function openMock(dir: string, options: PlatformOptions): Promise<Platform> {
+  const paths = mockPaths(dir)
+  const xen = openMockXen(paths.xen)
+  let store: Xenstore | undefined
+  try {
+    store = await connectXenstore({ path: paths.xenstore })
+    const engine = createNativeEngine({
+      xen,
+      reactors: options.reactors,
+      tunables: options.tunables,
+      name: 'vbdkit',
+    })
+    return { kind: 'mock', domid: xen.domid, store, engine, close: closer(engine, store, xen) }
+  } catch (thrown) {
+    await store?.close()
+    xen.close()
+    throw thrown
+  }
+}
+
+/** The engine first: it still has to unmap. Idempotent. */
+function closer(engine: Engine, store: Xenstore, xen: { close(): void }): () => Promise<void> {
+  let closed: Promise<void> | undefined
+  const close = async () => {
+    try {
+      await engine.close()
+    } finally {
+      await store.close()
+      xen.close()
+    }
+  }
+  return () => {
+    closed ??= close()
+    return closed
+  }
+}

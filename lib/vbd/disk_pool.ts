@@ -1,0 +1,148 @@
+/**
+ * DiskPool: the disks that are open, each once however many vbds serve it. Owns the engine's disks; a vbd holds a
+ * lease and gives it back. Refuses to have one image written by one guest while another uses it, which no file system
+ * survives.
+ */
+import type { Disk } from '../disk/disk.js'
+import type { DiskInfo, Engine, EngineDisk } from '../engine/engine.js'
+import { VbdError } from '../errors.js'
+
+interface Entry {
+  readonly disk: Disk
+  readonly identity: string | undefined
+  readonly opened: Promise<EngineDisk>
+  readonly leases: Set<DiskLease>
+}
+
+/** One vbd's hold on an open disk. */
+export interface DiskLease {
+  readonly vbd: string
+  /** As it was asked for. */
+  readonly disk: Disk
+  readonly engineDisk: EngineDisk
+  readonly info: DiskInfo
+  /** Resizes the disk and tells every holder. */
+  resize(sizeBytes: number): Promise<DiskInfo>
+  /** Gives it back; the last one closes the disk. Idempotent. */
+  release(): Promise<void>
+}
+
+/** The disks that an engine has open. */
+export class DiskPool {
+  readonly #engine: Engine
+  readonly #entries = new Map<string, Entry>()
+  #descriptions = new WeakMap<Disk, string>()
+  #anonymous = 0
+
+  constructor(engine: Engine) {
+    this.#engine = engine
+  }
+
+  /**
+   * Opens the disk, or shares the one that is open for the same description.
+   *
+   * @param onResize told of every change of size, whoever caused it
+   * @throws ERR_VBD_BUSY when another vbd uses the image and one of the two may write; ERR_VBD_BACKING when it cannot
+   *   be opened
+   */
+  async lease(disk: Disk, vbd: string, onResize: () => void): Promise<DiskLease> {
+    disk.validate()
+    const identity = disk.identity()
+    this.#refuseConflict(disk, identity, vbd)
+    const name = this.#name(disk, identity)
+    let entry = this.#entries.get(name)
+    if (entry === undefined) {
+      entry = { disk, identity, opened: this.#engine.openDisk(disk.spec), leases: new Set() }
+      this.#entries.set(name, entry)
+    }
+    const lease = new Lease(vbd, disk, entry, onResize, () => this.#entries.delete(name))
+    entry.leases.add(lease)
+    try {
+      await lease.open()
+      return lease
+    } catch (thrown) {
+      entry.leases.delete(lease)
+      if (entry.leases.size === 0) this.#entries.delete(name)
+      throw thrown
+    }
+  }
+
+  /** Files by what they are and how they are opened; everything else by the description itself. */
+  #name(disk: Disk, identity: string | undefined): string {
+    if (identity !== undefined) return `${identity} ${JSON.stringify(disk.spec)}`
+    let name = this.#descriptions.get(disk)
+    if (name === undefined) {
+      name = `anonymous ${this.#anonymous++}`
+      this.#descriptions.set(disk, name)
+    }
+    return name
+  }
+
+  #refuseConflict(disk: Disk, identity: string | undefined, vbd: string): void {
+    if (identity === undefined || disk.shared) return
+    for (const entry of this.#entries.values()) {
+      if (entry.identity !== identity || (readsOnly(entry.disk) && readsOnly(disk))) continue
+      const other = [...entry.leases].find((lease) => lease.vbd !== vbd)
+      if (other === undefined) continue
+      throw new VbdError('ERR_VBD_BUSY', `${disk.description} is served as ${other.vbd} already`, {
+        vbd,
+        ...(disk.spec.driver === 'file' ? { path: disk.spec.path } : {}),
+        remedy:
+          'serve both read-only, or mark the disk as shared if a cluster file system is on it',
+      })
+    }
+  }
+}
+
+function readsOnly({ spec }: Disk): boolean {
+  return spec.driver === 'file' && spec.readOnly === true
+}
+
+class Lease implements DiskLease {
+  readonly vbd: string
+  readonly disk: Disk
+  readonly #entry: Entry
+  readonly #onResize: () => void
+  readonly #onLast: () => void
+  #engineDisk: EngineDisk | undefined
+  #released: Promise<void> | undefined
+
+  constructor(vbd: string, disk: Disk, entry: Entry, onResize: () => void, onLast: () => void) {
+    this.vbd = vbd
+    this.disk = disk
+    this.#entry = entry
+    this.#onResize = onResize
+    this.#onLast = onLast
+  }
+
+  async open(): Promise<void> {
+    this.#engineDisk = await this.#entry.opened
+  }
+
+  get engineDisk(): EngineDisk {
+    return this.#engineDisk!
+  }
+
+  get info(): DiskInfo {
+    return this.engineDisk.info
+  }
+
+  async resize(sizeBytes: number): Promise<DiskInfo> {
+    const info = await this.engineDisk.resize(sizeBytes)
+    for (const lease of this.#entry.leases) (lease as Lease).#onResize()
+    return info
+  }
+
+  release(): Promise<void> {
+    this.#released ??= this.#release()
+    return this.#released
+  }
+
+  async #release(): Promise<void> {
+    const { leases } = this.#entry
+    leases.delete(this)
+    if (leases.size > 0) return
+    this.#onLast()
+    await this.engineDisk.close()
+  }
+}

@@ -1,0 +1,313 @@
+/**
+ * Vbd: one virtual block device as a program sees it: its states, its size, its statistics, its settings. A thin face
+ * of a Lifecycle, which does the work; made by `Backend.serve`, closed by its own `close` or with its backend.
+ */
+import { eventually } from '../deadline.js'
+import type { Disk } from '../disk/disk.js'
+import { Emitter, type Listener } from '../emitter.js'
+import type { DiskInfo, Engine, Tunables } from '../engine/engine.js'
+import { VbdError } from '../errors.js'
+import { formatVbdId, formatVdev, type VbdId } from '../units.js'
+import type { Device } from '../xenbus/device.js'
+import { stateName, type XenbusStateName } from '../xenbus/state.js'
+import type { DiskPool } from './disk_pool.js'
+import { Lifecycle } from './lifecycle.js'
+import type { ResolvedVbdOptions } from './options.js'
+import type { ConnectionInfo } from './reporter.js'
+import { checkResize, type ResizeOptions } from './resize.js'
+import {
+  EMPTY_COUNTERS,
+  makeStats,
+  type Reading,
+  type StatsStreamOptions,
+  statsLine,
+  streamStats,
+  type VbdStats,
+} from './stats.js'
+import { checkTunables } from './tunables.js'
+
+/** Settings that may change at any time: the engine's, and how often a line of statistics is logged. */
+export interface VbdTunables extends Tunables {
+  /** Seconds between two `log` events with a line of statistics; 0 switches them off, `true` means 10. 0 by default. */
+  logStats: number | boolean
+}
+
+/** What happens to a vbd; `vbd` is the one concerned. */
+export interface VbdEvents {
+  /** Either side's xenbus state changed, `none`: its directory is gone. At most 120 a minute. */
+  state: { vbd: Vbd; side: 'backend' | 'frontend'; state: XenbusStateName | 'none' }
+  connected: { vbd: Vbd; connection: ConnectionInfo }
+  disconnected: { vbd: Vbd }
+  resized: { vbd: Vbd; disk: DiskInfo }
+  /** A guest's mistake, or something passing; at most ten a minute. */
+  warning: { vbd: Vbd; message: string }
+  error: { vbd: Vbd; error: VbdError }
+  /** A line of statistics, see `logStats`. */
+  log: { vbd: Vbd; line: string }
+  closed: { vbd: Vbd }
+}
+
+/** Everything about a vbd at one moment, plain data. */
+export interface VbdInfo {
+  /** `1:xvda` */
+  readonly vbd: string
+  readonly domid: number
+  readonly devid: number
+  readonly vdev: string
+  readonly state: XenbusStateName | 'none'
+  readonly frontendState: XenbusStateName | 'none'
+  readonly engine: string
+  readonly disk: DiskInfo
+  /** While both sides are Connected. */
+  readonly connection?: ConnectionInfo
+  /** Of the backend in xenstore, while there is one. */
+  readonly path?: string
+  readonly tunables: Tunables
+}
+
+export interface VbdSetup {
+  readonly id: VbdId
+  readonly engine: Engine
+  readonly disks: DiskPool
+  readonly disk: Disk
+  readonly options: ResolvedVbdOptions
+  readonly tunables: Tunables
+  readonly logStats: number | boolean
+  /** Told when a device's directory is gone. */
+  readonly onDropped: (device: Device) => void
+  /** Told when there is nothing left to do for now. */
+  readonly onSettled: () => void
+  /** Closes the lifecycle, and what the backend made around it. */
+  readonly onClose: (vbd: Vbd, timeoutMs: number) => Promise<void>
+}
+
+const LOG_STATS_SECONDS = 10
+/** Milliseconds that a frontend is given to close. */
+export const CLOSE_TIMEOUT_MS = 10_000
+
+/** A disk that is served to one guest. Made by `Backend.serve`. */
+export class Vbd {
+  /** `1:xvda` */
+  readonly id: string
+  readonly domid: number
+  readonly devid: number
+  /** `xvda` */
+  readonly vdev: string
+  readonly #setup: VbdSetup
+  readonly #lifecycle: Lifecycle
+  readonly #emitter = new Emitter<VbdEvents>()
+  readonly #closed = new AbortController()
+  readonly #born: Reading = { counters: EMPTY_COUNTERS, time: Date.now() }
+  #tunables: Tunables
+  #logTimer: NodeJS.Timeout | undefined
+  #closing: Promise<void> | undefined
+
+  /** Use `Backend.serve`. */
+  constructor(setup: VbdSetup) {
+    this.#setup = setup
+    this.#tunables = setup.tunables
+    this.id = formatVbdId(setup.id)
+    this.domid = setup.id.domid
+    this.devid = setup.id.devid
+    this.vdev = formatVdev(setup.id.devid)
+    const emit = this.#emitter.emit.bind(this.#emitter)
+    this.#lifecycle = new Lifecycle({
+      name: this.id,
+      engine: setup.engine,
+      disks: setup.disks,
+      disk: setup.disk,
+      options: setup.options,
+      tunables: setup.tunables,
+      events: {
+        state: (side, state) => emit('state', { vbd: this, side, state }),
+        connected: (connection) => emit('connected', { vbd: this, connection }),
+        disconnected: () => emit('disconnected', { vbd: this }),
+        resized: (disk) => emit('resized', { vbd: this, disk }),
+        warning: (message) => emit('warning', { vbd: this, message }),
+        error: (error) => emit('error', { vbd: this, error }),
+        dropped: (device) => setup.onDropped(device),
+        settled: () => setup.onSettled(),
+      },
+    })
+    this.#setLogStats(setup.logStats)
+  }
+
+  /** For the backend that made it. */
+  get lifecycle(): Lifecycle {
+    return this.#lifecycle
+  }
+
+  /** Our xenbus state; `none` while no toolstack has attached the device. */
+  get state(): XenbusStateName | 'none' {
+    const { state } = this.#lifecycle
+    return state === undefined ? 'none' : stateName(state)
+  }
+
+  /** The frontend's xenbus state as last seen; `none` while there is no frontend. */
+  get frontendState(): XenbusStateName | 'none' {
+    const { frontState } = this.#lifecycle
+    return frontState === undefined ? 'none' : stateName(frontState)
+  }
+
+  /** What both sides agreed on; undefined unless both are Connected. */
+  get connection(): ConnectionInfo | undefined {
+    return this.#lifecycle.connection
+  }
+
+  get connected(): boolean {
+    return this.connection !== undefined
+  }
+
+  /** The disk as it is; sizes in bytes. */
+  get disk(): DiskInfo {
+    return this.#lifecycle.diskInfo!
+  }
+
+  /** Everything about it at this moment. */
+  info(): VbdInfo {
+    const { connection } = this
+    const path = this.#lifecycle.device?.paths.backend
+    return {
+      vbd: this.id,
+      domid: this.domid,
+      devid: this.devid,
+      vdev: this.vdev,
+      state: this.state,
+      frontendState: this.frontendState,
+      engine: this.#setup.engine.kind,
+      disk: this.disk,
+      ...(connection === undefined ? {} : { connection }),
+      ...(path === undefined ? {} : { path }),
+      tunables: { ...this.#tunables },
+    }
+  }
+
+  /** Has `listener` called for every such event; what it throws ends as a process warning. Returns what ends that. */
+  on<K extends keyof VbdEvents>(event: K, listener: Listener<VbdEvents[K]>): () => void {
+    return this.#emitter.on(event, listener)
+  }
+
+  /**
+   * Resolves when a frontend is connected; at once when one is.
+   *
+   * @throws ERR_VBD_TIMEOUT, ERR_VBD_ABORTED, and ERR_VBD_STATE when the vbd is closed instead
+   */
+  async whenConnected(
+    options: { signal?: AbortSignal; timeoutMs?: number } = {},
+  ): Promise<ConnectionInfo> {
+    this.#requireOpen()
+    if (this.connection !== undefined) return this.connection
+    return eventually<ConnectionInfo>(
+      (resolve, reject) => {
+        const offs = [
+          this.on('connected', ({ connection }) => resolve(connection)),
+          this.on('closed', () => reject(this.#closedError())),
+        ]
+        return () => {
+          for (const off of offs) off()
+        }
+      },
+      { what: `waiting for the guest to connect ${this.id}`, ...options },
+    )
+  }
+
+  /**
+   * Resizes the disk, and tells every guest that has it. Resolves when a guest of this vbd that is connected has been
+   * told.
+   *
+   * @param size as `parseSize` takes it: bytes, or `'2GiB'`; a multiple of the sector size
+   * @throws ERR_VBD_ARGUMENT for a size that cannot be, or a smaller one without `shrink`; ERR_VBD_UNSUPPORTED for a
+   *   read-only disk; ERR_VBD_BACKING when the file or device refuses; ERR_VBD_STATE after close
+   */
+  async resize(size: string | number | bigint, options: ResizeOptions = {}): Promise<DiskInfo> {
+    this.#requireOpen()
+    return this.#lifecycle.resize(checkResize(this.id, this.disk, size, options))
+  }
+
+  /** Statistics: one snapshot about the time since the vbd was made. */
+  stats(): VbdStats
+  /**
+   * Statistics at an interval, each about the time since the one before: `for await (const s of vbd.stats({ every:
+   * '1s' }))`. A slow reader gets fewer, never old ones. Ends when the signal fires or the vbd is closed.
+   *
+   * @throws ERR_VBD_ARGUMENT for an interval that `parseDuration` refuses
+   */
+  stats(options: StatsStreamOptions): AsyncGenerator<VbdStats, void, undefined>
+  stats(options?: StatsStreamOptions): VbdStats | AsyncGenerator<VbdStats, void, undefined> {
+    if (options === undefined) return makeStats(this.id, this.connected, this.#born, this.#read())
+    return streamStats(
+      {
+        vbd: this.id,
+        read: () => this.#read(),
+        connected: () => this.connected,
+        closed: this.#closed.signal,
+      },
+      options,
+    )
+  }
+
+  /**
+   * Changes settings at once, for this vbd.
+   *
+   * @throws ERR_VBD_ARGUMENT naming the setting that is out of range; then nothing has changed
+   */
+  tune(tunables: Partial<VbdTunables>): void {
+    this.#requireOpen()
+    const { logStats, ...engine } = checkTunables(tunables)
+    this.#tunables = { ...this.#tunables, ...engine }
+    this.#lifecycle.tune(engine)
+    if (logStats !== undefined) this.#setLogStats(logStats)
+  }
+
+  /**
+   * Stops serving: asks the frontend to close, waits for it, lets go of every guest page, and takes away the xenstore
+   * directories if we made them. A guest that does not close in time finds its disk gone. Idempotent.
+   *
+   * @param options.timeoutMs 10,000 by default
+   */
+  close(options: { timeoutMs?: number } = {}): Promise<void> {
+    this.#closing ??= this.#close(options.timeoutMs ?? CLOSE_TIMEOUT_MS)
+    return this.#closing
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close()
+  }
+
+  async #close(timeoutMs: number): Promise<void> {
+    clearInterval(this.#logTimer)
+    try {
+      await this.#setup.onClose(this, timeoutMs)
+    } finally {
+      this.#closed.abort()
+      this.#emitter.emit('closed', { vbd: this })
+    }
+  }
+
+  #requireOpen(): void {
+    if (this.#closing !== undefined) throw this.#closedError()
+  }
+
+  #closedError(): VbdError {
+    return new VbdError('ERR_VBD_STATE', `${this.id} has been closed`, { vbd: this.id })
+  }
+
+  #read(): Reading {
+    const counters = this.#lifecycle.engineVbd?.counters() ?? EMPTY_COUNTERS
+    return { counters, time: Date.now() }
+  }
+
+  #setLogStats(logStats: number | boolean): void {
+    clearInterval(this.#logTimer)
+    const seconds = logStats === true ? LOG_STATS_SECONDS : Number(logStats)
+    if (seconds === 0) return
+    let before = this.#read()
+    this.#logTimer = setInterval(() => {
+      const after = this.#read()
+      const stats = makeStats(this.id, this.connected, before, after)
+      this.#emitter.emit('log', { vbd: this, line: statsLine(stats, before.counters) })
+      before = after
+    }, seconds * 1000)
+    this.#logTimer.unref()
+  }
+}

@@ -1,0 +1,178 @@
+/**
+ * Toolstack: makes and removes a block device's directories where no toolstack does, with the keys, the permissions
+ * and the one transaction that libxl uses (`libxl_disk.c device_disk_add`, `libxl_device.c
+ * libxl__device_generic_add`). A key `created-by` says what is ours, so that what a killed process left behind is
+ * recognised by the next one.
+ */
+import type { Permission, Xenstore, XenstoreOps } from '../xenstore/xenstore.js'
+import { type DeviceAddress, type DevicePaths, devicePaths } from './device.js'
+import { parseState, XenbusState } from './state.js'
+
+export interface DeviceDescription {
+  /** `xvda`, ...: for people. */
+  readonly name: string
+  /** Where the data is, for people: no secrets (R-36). */
+  readonly params: string
+  readonly readOnly: boolean
+  readonly cdrom: boolean
+  readonly removable: boolean
+  readonly discard: boolean
+}
+
+const MARK = 'vbdkit'
+
+/** What is in place of a device. */
+export type Presence =
+  /** The guest's domain does not exist, and neither does the backend directory. */
+  | 'no-domain'
+  /** Ours, of a domain that is gone. */
+  | 'orphan'
+  /** There is no backend directory. */
+  | 'absent'
+  | 'ours'
+  /** Ours, but the guest's side of it is gone: that of a domain before, or removed by the guest. */
+  | 'half'
+  /** A toolstack made it, and removes it. */
+  | 'foreign'
+
+/** What a toolstack does for one device. */
+export class Toolstack {
+  readonly paths: DevicePaths
+  readonly #store: Xenstore
+  readonly #address: DeviceAddress
+  readonly #description: DeviceDescription
+
+  constructor(store: Xenstore, address: DeviceAddress, description: DeviceDescription) {
+    this.#store = store
+    this.#address = address
+    this.#description = description
+    this.paths = devicePaths(address)
+  }
+
+  async look(): Promise<Presence> {
+    const { backend, frontend } = this.paths
+    const [introduced, state, mark, front] = await Promise.all([
+      this.#store.isDomainIntroduced(this.#address.domid),
+      this.#store.tryRead(`${backend}/state`),
+      this.#store.tryRead(`${backend}/created-by`),
+      this.#store.tryRead(`${frontend}/backend`),
+    ])
+    if (state !== undefined && mark !== MARK) return 'foreign'
+    if (!introduced) return state === undefined ? 'no-domain' : 'orphan'
+    if (state === undefined) return 'absent'
+    return front === undefined ? 'half' : 'ours'
+  }
+
+  /** Writes both directories, replacing what is there of ours. False: somebody else was faster; nothing was changed. */
+  async create(): Promise<boolean> {
+    const { backend, frontend } = this.paths
+    const { domid, backendDomid } = this.#address
+    return this.#store.transaction(async (tx) => {
+      const there = await tx.tryRead(`${backend}/state`)
+      if (there !== undefined && (await tx.tryRead(`${backend}/created-by`)) !== MARK) return false
+      await this.#directory(tx, frontend, owned(domid, backendDomid), this.#frontendKeys())
+      await this.#directory(tx, backend, owned(backendDomid, domid), this.#backendKeys())
+      return true
+    })
+  }
+
+  /** Brings the keys that describe the disk up to date in a backend directory that an earlier process made. */
+  async refresh(): Promise<void> {
+    const { backend } = this.paths
+    const { state: _state, ...keys } = this.#backendKeys()
+    await this.#store.transaction(async (tx) => {
+      if ((await tx.tryRead(`${backend}/created-by`)) !== MARK) return
+      for (const [key, value] of Object.entries(keys)) await tx.write(`${backend}/${key}`, value)
+    })
+  }
+
+  /** What `xl block-detach` does first: the device shall close, and not open again. */
+  async requestClose(): Promise<void> {
+    const { backend } = this.paths
+    await this.#store.transaction(async (tx) => {
+      const state = await tx.tryRead(`${backend}/state`)
+      if (state === undefined) return
+      await tx.write(`${backend}/online`, '0')
+      const own = parseState(state)
+      if (own !== XenbusState.Closing && own !== XenbusState.Closed) {
+        await tx.write(`${backend}/state`, String(XenbusState.Closing))
+      }
+    })
+  }
+
+  /** Removes both directories, and the folders around the backend's that are empty then. Idempotent. */
+  async remove(): Promise<void> {
+    const { backend, frontend } = this.paths
+    await this.#store.transaction(async (tx) => {
+      await tx.remove(frontend)
+      await tx.remove(backend)
+    })
+    await this.#removeEmpty(parent(backend))
+  }
+
+  async #directory(
+    tx: XenstoreOps,
+    path: string,
+    permissions: readonly Permission[],
+    keys: Readonly<Record<string, string>>,
+  ): Promise<void> {
+    await tx.remove(path)
+    await tx.mkdir(path)
+    // Before the keys: nodes inherit the permissions of their directory.
+    await tx.setPermissions(path, permissions)
+    for (const [key, value] of Object.entries(keys)) await tx.write(`${path}/${key}`, value)
+  }
+
+  #backendKeys(): Record<string, string> {
+    const { name, params, readOnly, cdrom, removable, discard } = this.#description
+    return {
+      frontend: this.paths.frontend,
+      'frontend-id': String(this.#address.domid),
+      online: '1',
+      params,
+      removable: flag(removable),
+      bootable: '1',
+      state: String(XenbusState.Initialising),
+      dev: name,
+      type: this.#address.kind,
+      mode: readOnly ? 'r' : 'w',
+      'device-type': cdrom ? 'cdrom' : 'disk',
+      'discard-enable': flag(discard && !readOnly),
+      specification: 'xen',
+      'created-by': MARK,
+    }
+  }
+
+  #frontendKeys(): Record<string, string> {
+    return {
+      backend: this.paths.backend,
+      'backend-id': String(this.#address.backendDomid),
+      state: String(XenbusState.Initialising),
+      'virtual-device': String(this.#address.devid),
+      'device-type': this.#description.cdrom ? 'cdrom' : 'disk',
+      trusted: '1',
+    }
+  }
+
+  async #removeEmpty(path: string): Promise<void> {
+    await this.#store.transaction(async (tx) => {
+      const children = await tx.tryList(path)
+      if (children.length === 0) await tx.remove(path)
+    })
+  }
+}
+
+/** The first entry owns, and shuts everyone else out; the second may read. */
+function owned(owner: number, reader: number): Permission[] {
+  const permissions: Permission[] = [{ access: 'n', domid: owner }]
+  if (reader !== owner) permissions.push({ access: 'r', domid: reader })
+  return permissions
+}
+
+function flag(on: boolean): string {
+  return on ? '1' : '0'
+}
+
+function parent(path: string): string {
+  return path.slice(0, path.lastIndexOf('/'))
+}

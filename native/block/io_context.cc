@@ -1,0 +1,130 @@
+#include "block/io_context.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <sys/eventfd.h>
+
+#include "block/uring.h"
+
+namespace vbd::block {
+
+Result<std::unique_ptr<IoContext>> IoContext::create(iovec arena, uint32_t ring_entries) {
+    if (ring_entries == 0 || ring_entries > 32768) {
+        return Error{ErrorKind::kInvalidArgument, 0, "an io_uring has 1 to 32768 entries"};
+    }
+    std::unique_ptr<IoContext> context(new IoContext);
+    context->wake_fd_ = Fd(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
+    if (!context->wake_fd_) {
+        return system_error(ErrorKind::kBacking, errno, "creating a wake-up descriptor");
+    }
+    context->arena_ = arena;
+    context->ring_entries_ = ring_entries;
+    sigset_t file_size_limit;
+    sigemptyset(&file_size_limit);
+    sigaddset(&file_size_limit, SIGXFSZ);
+    pthread_sigmask(SIG_BLOCK, &file_size_limit, nullptr);
+    return context;
+}
+
+IoContext::~IoContext() {
+    // The kernel or a thread would write to freed memory.
+    VBD_CHECK(in_flight_ == 0);
+}
+
+Uring* IoContext::uring() {
+    if (!uring_tried_) {
+        uring_tried_ = true;
+        Result<std::unique_ptr<Uring>> made = Uring::create(arena_, ring_entries_, wake_fd_.get());
+        if (made) {
+            uring_ = std::move(made).value();
+        } else {
+            uring_reason_ = made.error().message;
+        }
+    }
+    return uring_.get();
+}
+
+std::string IoContext::status() const {
+    if (uring_) return uring_->status();
+    return uring_tried_ ? uring_reason_ : "io_uring is not needed so far";
+}
+
+void IoContext::forget_buffers(const void* begin, size_t length) {
+    if (uring_) uring_->forget_buffers(begin, length);
+}
+
+void IoContext::submit() {
+    if (uring_) uring_->submit();
+}
+
+uint32_t IoContext::poll() {
+    if (armed_) disarm();
+    if (in_flight_ == 0) return 0;
+    const uint32_t before = in_flight_;
+    if (uring_) uring_->poll();
+    if (remote_ready_.load(std::memory_order_acquire)) take_remote();
+    if (!yielded_.empty()) resume_yielded();
+    return before - in_flight_;
+}
+
+bool IoContext::arm() {
+    {
+        std::lock_guard lock(mutex_);
+        armed_ = true;
+    }
+    const bool uring_quiet = !uring_ || uring_->arm();
+    // A thread that brings something from here on sees armed_.
+    return uring_quiet && yielded_.empty() && !remote_ready_.load(std::memory_order_acquire);
+}
+
+void IoContext::disarm() {
+    {
+        std::lock_guard lock(mutex_);
+        armed_ = false;
+    }
+    if (uring_) uring_->disarm();
+    eventfd_t ignored;
+    eventfd_read(wake_fd_.get(), &ignored);
+}
+
+void IoContext::complete_from_thread(Io* io) {
+    // All of it under the lock: once poll() has seen the last Io, the context may go, and this
+    // thread with it is done.
+    std::lock_guard lock(mutex_);
+    remote_.push(io);
+    if (!remote_ready_.exchange(true, std::memory_order_acq_rel) && armed_) {
+        eventfd_write(wake_fd_.get(), 1);
+    }
+}
+
+void IoContext::yield(Io* io) {
+    note_started();
+    yielded_.push(io);
+}
+
+void IoContext::take_remote() {
+    Io* io = nullptr;
+    {
+        std::lock_guard lock(mutex_);
+        remote_ready_.store(false, std::memory_order_release);
+        io = remote_.take_all();
+    }
+    while (io) {
+        Io* next = io->next;
+        note_finished();
+        io->queue->complete(io, io->error);
+        io = next;
+    }
+}
+
+void IoContext::resume_yielded() {
+    Io* io = yielded_.take_all();
+    while (io) {
+        Io* next = io->next;
+        note_finished();
+        io->queue->resume(io);
+        io = next;
+    }
+}
+
+}  // namespace vbd::block

@@ -1,0 +1,40 @@
+// The addon's entry: what `require` of the .node file gives (lib/engine/addon.ts has the types).
+#include <napi.h>
+
+#include <sys/resource.h>
+
+#include "block/io_context.h"
+#include "node/engine_object.h"
+#include "node/mock_object.h"
+
+namespace {
+
+#ifndef VBDKIT_VERSION
+#define VBDKIT_VERSION "0.1.0"
+#endif
+
+// Tries io_uring the way a reactor would.
+Napi::Value probe(const Napi::CallbackInfo& info) {
+    Napi::Env env = info.Env();
+    Napi::Object result = Napi::Object::New(env);
+    auto context = vbd::block::IoContext::create({});
+    bool works = context && context.value()->uring() != nullptr;
+    result.Set("ioUring", works);
+    result.Set("ioUringReason", context ? context.value()->status() : context.error().message);
+    rlimit memlock{};
+    ::getrlimit(RLIMIT_MEMLOCK, &memlock);
+    result.Set("memlockBytes", memlock.rlim_cur == RLIM_INFINITY ? -1.0 : static_cast<double>(memlock.rlim_cur));
+    return result;
+}
+
+Napi::Object init(Napi::Env env, Napi::Object exports) {
+    exports.Set("version", VBDKIT_VERSION);
+    exports.Set("probe", Napi::Function::New(env, probe));
+    vbd::node::export_engine(env, exports);
+    vbd::node::export_mock(env, exports);
+    return exports;
+}
+
+}  // namespace
+
+NODE_API_MODULE(vbdkit, init)

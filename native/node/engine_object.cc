@@ -1,0 +1,329 @@
+// NativeEngine, NativeDisk, NativeVbd.
+#include "node/engine_object.h"
+
+#include <algorithm>
+
+#include "block/open_device.h"
+#include "engine/vbd.h"
+#include "node/convert.h"
+#include "node/counters_object.h"
+#include "node/dispatcher.h"
+#include "node/mock_object.h"
+#include "node/options.h"
+#include "node/wrap.h"
+
+namespace vbd::node {
+
+namespace {
+
+constexpr napi_type_tag kDiskTag = {0x7662646b69740001, 0xd15c};
+
+struct DiskState {
+    std::shared_ptr<block::Device> device;  // null: closed
+};
+
+/// Shared by the JavaScript objects of one engine; the clean-up hook and close() stop it, whichever comes first.
+struct EngineState {
+    std::shared_ptr<xen::Xen> xen;
+    std::vector<std::unique_ptr<engine::Reactor>> reactors;
+    std::vector<std::weak_ptr<engine::Vbd>> vbds;
+    std::vector<std::weak_ptr<DiskState>> disks;
+    std::shared_ptr<Dispatcher> dispatcher;
+
+    ~EngineState() { stop(); }
+
+    bool stopped() const { return reactors.empty(); }
+
+    // Joins every thread; no callback comes after it.
+    void stop() {
+        reactors.clear();
+        if (dispatcher) dispatcher->close();
+    }
+
+    std::vector<std::shared_ptr<engine::Vbd>> live_vbds() {
+        std::vector<std::shared_ptr<engine::Vbd>> live;
+        std::erase_if(vbds, [&](auto& weak) {
+            auto vbd = weak.lock();
+            if (vbd) live.push_back(std::move(vbd));
+            return weak.expired();
+        });
+        return live;
+    }
+};
+
+/// A JavaScript function that reactors have called; touched on the JavaScript thread only.
+struct Callback {
+    Napi::FunctionReference function;
+};
+
+void set_number(Napi::Object object, const char* name, double value) {
+    object.Set(name, Napi::Number::New(object.Env(), value));
+}
+
+Napi::Object disk_info(Napi::Env env, const block::Device& device) {
+    const block::Geometry& geometry = device.geometry();
+    Napi::Object info = Napi::Object::New(env);
+    set_number(info, "sizeBytes", static_cast<double>(device.size_bytes()));
+    set_number(info, "sectorSize", geometry.sector_size);
+    set_number(info, "physicalSectorSize", geometry.physical_sector_size);
+    info.Set("readOnly", geometry.read_only);
+    info.Set("canFlush", geometry.can_flush);
+    info.Set("canDiscard", geometry.can_discard);
+    info.Set("canSecureDiscard", geometry.can_secure_discard);
+    set_number(info, "discardGranularity", geometry.discard_granularity);
+    set_number(info, "discardAlignment", geometry.discard_alignment);
+    info.Set("description", geometry.description);
+    return info;
+}
+
+Napi::Value throw_closed(Napi::Env env, const char* what) {
+    throw_error(env, Error{ErrorKind::kInvalidArgument, 0, std::string(what) + " is closed"});
+    return env.Undefined();
+}
+
+// ---- disks
+
+Napi::Value open_disk(const std::shared_ptr<EngineState>& engine, const Napi::CallbackInfo& info) {
+    Napi::Env env = info.Env();
+    auto options = device_options_of(info[0]);
+    if (!options) {
+        throw_error(env, options.error());
+        return env.Undefined();
+    }
+    auto device = block::open_device(options.value());
+    if (!device) {
+        throw_error(env, device.error());
+        return env.Undefined();
+    }
+    auto state = std::make_shared<DiskState>();
+    state->device = std::move(device).value();
+    engine->disks.push_back(state);
+
+    Napi::Object object = Napi::Object::New(env);
+    wrap(object, kDiskTag, state);
+    object.Set("info", Napi::Function::New(env, [state](const Napi::CallbackInfo& call) -> Napi::Value {
+                   if (!state->device) return throw_closed(call.Env(), "the disk");
+                   return disk_info(call.Env(), *state->device);
+               }));
+    object.Set("resize", Napi::Function::New(env, [state](const Napi::CallbackInfo& call) -> Napi::Value {
+                   if (!state->device) return throw_closed(call.Env(), "the disk");
+                   Status status = state->device->resize(static_cast<uint64_t>(call[0].As<Napi::Number>().Int64Value()));
+                   if (!status) {
+                       throw_error(call.Env(), status.error());
+                       return call.Env().Undefined();
+                   }
+                   return disk_info(call.Env(), *state->device);
+               }));
+    object.Set("close", Napi::Function::New(env, [state](const Napi::CallbackInfo&) { state->device.reset(); }));
+    return object;
+}
+
+// ---- vbds
+
+struct VbdState {
+    std::shared_ptr<EngineState> engine;
+    std::shared_ptr<engine::Vbd> vbd;  // null: closed
+    std::shared_ptr<Callback> on_event;
+};
+
+Napi::Object event_object(Napi::Env env, const engine::Event& event) {
+    bool corrupt = event.type == engine::Event::Type::kRingCorrupt;
+    Napi::Object object = Napi::Object::New(env);
+    object.Set("type", corrupt ? "ring-corrupt" : "flush-failed");
+    if (corrupt) set_number(object, "queue", event.queue);
+    object.Set("message", event.message);
+    return object;
+}
+
+void apply_tunables(const std::shared_ptr<EngineState>& engine, engine::Tunables* vbd, Napi::Object given) {
+    auto number = [&](const char* name) -> std::optional<double> {
+        Napi::Value value = given.Get(name);
+        if (!value.IsNumber()) return std::nullopt;
+        return std::max(0.0, value.As<Napi::Number>().DoubleValue());
+    };
+    for (auto& reactor : engine->reactors) {
+        if (auto poll_us = number("pollUs")) reactor->set_poll_us(static_cast<uint32_t>(*poll_us));
+        if (auto pages = number("maxBufferPages")) reactor->set_max_buffer_pages(static_cast<uint32_t>(*pages));
+    }
+    if (!vbd) return;
+    if (auto cap = number("maxPersistentGrants")) vbd->max_persistent_grants = static_cast<uint32_t>(*cap);
+    if (auto seconds = number("persistentGrantIdleSeconds")) {
+        vbd->persistent_idle_ms = static_cast<uint32_t>(std::min(*seconds, 4'000'000.0) * 1000);
+    }
+    if (auto bytes = number("maxInFlightBytes")) vbd->max_in_flight_bytes = static_cast<uint64_t>(*bytes);
+}
+
+Napi::Value connect_vbd(const std::shared_ptr<VbdState>& state, const Napi::CallbackInfo& info) {
+    Napi::Env env = info.Env();
+    if (!state->vbd || state->engine->stopped()) return throw_closed(env, "the vbd");
+    auto spec = connection_of(info[0]);
+    if (!spec) {
+        throw_error(env, spec.error());
+        return env.Undefined();
+    }
+    auto deferred = Napi::Promise::Deferred::New(env);
+    auto dispatcher = state->engine->dispatcher;
+    dispatcher->hold();
+    state->vbd->connect(
+        spec.value(), state->engine->xen, state->engine->reactors,
+        [dispatcher, deferred](Result<memory::Strategy> outcome) {
+            dispatcher->post([dispatcher, deferred, outcome = std::move(outcome)](Napi::Env task_env) {
+                dispatcher->let_go();
+                if (!outcome) return deferred.Reject(error_value(task_env, outcome.error()));
+                Napi::Object result = Napi::Object::New(task_env);
+                result.Set("transfer", name_of(outcome.value()));
+                deferred.Resolve(result);
+            });
+        });
+    return deferred.Promise();
+}
+
+Napi::Value disconnect_vbd(const std::shared_ptr<VbdState>& state, Napi::Env env) {
+    auto deferred = Napi::Promise::Deferred::New(env);
+    if (!state->vbd || state->engine->stopped()) {
+        deferred.Resolve(env.Undefined());
+        return deferred.Promise();
+    }
+    auto dispatcher = state->engine->dispatcher;
+    dispatcher->hold();
+    state->vbd->disconnect([dispatcher, deferred] {
+        dispatcher->post([dispatcher, deferred](Napi::Env task_env) {
+            dispatcher->let_go();
+            deferred.Resolve(task_env.Undefined());
+        });
+    });
+    return deferred.Promise();
+}
+
+Napi::Value create_vbd(const std::shared_ptr<EngineState>& engine, const Napi::CallbackInfo& info) {
+    Napi::Env env = info.Env();
+    if (engine->stopped()) return throw_closed(env, "the engine");
+    auto disk = unwrap<DiskState>(info[1], kDiskTag);
+    if (!disk || !disk->device) return throw_closed(env, "the disk");
+    auto state = std::make_shared<VbdState>();
+    state->engine = engine;
+    state->on_event = std::make_shared<Callback>();
+    state->on_event->function = Napi::Persistent(info[4].As<Napi::Function>());
+    auto on_event = [dispatcher = std::weak_ptr(engine->dispatcher),
+                     callback = std::weak_ptr(state->on_event)](engine::Event event) {
+        auto bell = dispatcher.lock();
+        if (!bell) return;
+        bell->post([callback, event = std::move(event)](Napi::Env task_env) {
+            auto target = callback.lock();
+            if (target) target->function.Call({event_object(task_env, event)});
+        });
+    };
+    state->vbd = engine::Vbd::create(info[0].As<Napi::String>().Utf8Value(), disk->device,
+                                     features_of(info[2].As<Napi::Object>()), std::move(on_event));
+    apply_tunables(engine, &state->vbd->tunables(), info[3].As<Napi::Object>());
+    engine->vbds.push_back(state->vbd);
+
+    Napi::Object object = Napi::Object::New(env);
+    object.Set("connect", Napi::Function::New(
+                              env, [state](const Napi::CallbackInfo& call) { return connect_vbd(state, call); }));
+    object.Set("disconnect", Napi::Function::New(env, [state](const Napi::CallbackInfo& call) {
+                   return disconnect_vbd(state, call.Env());
+               }));
+    object.Set("tune", Napi::Function::New(env, [state](const Napi::CallbackInfo& call) {
+                   if (state->vbd) apply_tunables(state->engine, &state->vbd->tunables(), call[0].As<Napi::Object>());
+               }));
+    object.Set("counters", Napi::Function::New(env, [state](const Napi::CallbackInfo& call) -> Napi::Value {
+                   if (!state->vbd) return throw_closed(call.Env(), "the vbd");
+                   PoolPages pool;
+                   for (auto& reactor : state->engine->reactors) {
+                       pool.in_use += reactor->pool_pages_in_use();
+                       pool.free += reactor->pool_pages_free();
+                   }
+                   return counters_object(call.Env(), *state->vbd, pool);
+               }));
+    object.Set("close", Napi::Function::New(env, [state](const Napi::CallbackInfo& call) {
+                   Napi::Value gone = disconnect_vbd(state, call.Env());
+                   state->vbd.reset();  // reactors keep it until the last ring is closed
+                   return gone;
+               }));
+    return object;
+}
+
+// ---- the engine
+
+Napi::Value close_engine(const std::shared_ptr<EngineState>& engine, Napi::Env env) {
+    auto deferred = Napi::Promise::Deferred::New(env);
+    if (engine->stopped()) {
+        deferred.Resolve(env.Undefined());
+        return deferred.Promise();
+    }
+    auto vbds = engine->live_vbds();
+    auto left = std::make_shared<std::atomic<size_t>>(vbds.size() + 1);
+    engine->dispatcher->hold();
+    auto one_done = [engine, deferred, left] {
+        if (left->fetch_sub(1) > 1) return;
+        engine->dispatcher->post([engine, deferred](Napi::Env task_env) {
+            engine->dispatcher->let_go();
+            deferred.Resolve(task_env.Undefined());
+            engine->stop();
+        });
+    };
+    for (auto& vbd : vbds) vbd->disconnect(one_done);
+    one_done();
+    return deferred.Promise();
+}
+
+Napi::Value resources(const std::shared_ptr<EngineState>& engine, Napi::Env env) {
+    Napi::Object object = Napi::Object::New(env);
+    set_number(object, "reactors", static_cast<double>(engine->reactors.size()));
+    set_number(object, "vbds", static_cast<double>(engine->live_vbds().size()));
+    std::erase_if(engine->disks, [](auto& weak) {
+        auto disk = weak.lock();
+        return !disk || !disk->device;
+    });
+    set_number(object, "disks", static_cast<double>(engine->disks.size()));
+    return object;
+}
+
+Napi::Value create_engine(const Napi::CallbackInfo& info) {
+    Napi::Env env = info.Env();
+    Napi::Object options = info[0].As<Napi::Object>();
+    auto state = std::make_shared<EngineState>();
+    state->xen = xen_of(options.Get("xen"));
+    if (!state->xen) return throw_closed(env, "the Xen connection");
+    std::string name = options.Get("name").As<Napi::String>().Utf8Value();
+    uint32_t count = options.Get("reactors").As<Napi::Number>().Uint32Value();
+    for (uint32_t i = 0; i < std::max(1u, count); i++) {
+        engine::Reactor::Options reactor_options;
+        reactor_options.name = name + "-" + std::to_string(i);
+        auto reactor = engine::Reactor::start(reactor_options);
+        if (!reactor) {
+            throw_error(env, reactor.error());
+            return env.Undefined();
+        }
+        state->reactors.push_back(std::move(reactor).value());
+    }
+    apply_tunables(state, nullptr, options.Get("tunables").As<Napi::Object>());
+    state->dispatcher = Dispatcher::create(env, "vbdkit engine");
+    // After the doorbell, so that it runs before the doorbell goes: hooks run last in, first out.
+    env.AddCleanupHook([weak = std::weak_ptr(state)] {
+        if (auto engine = weak.lock()) engine->stop();
+    });
+
+    Napi::Object object = Napi::Object::New(env);
+    object.Set("openDisk", Napi::Function::New(
+                               env, [state](const Napi::CallbackInfo& call) { return open_disk(state, call); }));
+    object.Set("createVbd", Napi::Function::New(
+                                env, [state](const Napi::CallbackInfo& call) { return create_vbd(state, call); }));
+    object.Set("tune", Napi::Function::New(env, [state](const Napi::CallbackInfo& call) {
+                   apply_tunables(state, nullptr, call[0].As<Napi::Object>());
+               }));
+    object.Set("resources", Napi::Function::New(
+                                env, [state](const Napi::CallbackInfo& call) { return resources(state, call.Env()); }));
+    object.Set("close", Napi::Function::New(
+                            env, [state](const Napi::CallbackInfo& call) { return close_engine(state, call.Env()); }));
+    return object;
+}
+
+}  // namespace
+
+void export_engine(Napi::Env env, Napi::Object exports) {
+    exports.Set("createEngine", Napi::Function::New(env, create_engine));
+}
+
+}  // namespace vbd::node

@@ -1,0 +1,119 @@
+#!/bin/bash
+# test.sh [PHASE...]: what `npm test` runs: sets up what is missing, then every phase, or the phases named. Phases that
+# only compile or compute share the two lanes below; integration, which minds the clock, runs alone at the end.
+#   lint          biome, on everything it knows
+#   types         tsc, on lib and test
+#   tidy          the rules of the house: imports, headers, docstrings
+#   native        the C++ unit tests
+#   asan          the same under AddressSanitizer and UndefinedBehaviorSanitizer
+#   tsan          the threaded ones under ThreadSanitizer
+#   unit          TypeScript, one module at a time
+#   integration   whole ways through the addon, the mock and the command line
+# Its last line is `N passed, N failed`; its exit code is 0 only when nothing failed.
+PHASES=(lint types tidy native asan tsan unit integration)
+CPU_LANE=(native asan tsan)
+JS_LANE=(lint types tidy unit)
+ALONE=(integration)
+
+bash "$(dirname "$0")/setup.sh" test || exit
+source "$(dirname "$0")/common.sh"
+
+wanted=("$@")
+((${#wanted[@]})) || wanted=("${PHASES[@]}")
+for phase in "${wanted[@]}"; do
+  [[ " ${PHASES[*]} " == *" $phase "* ]] || die "no such phase: $phase" "the phases are: ${PHASES[*]}"
+done
+
+RESULTS=$(mktemp -d)
+trap 'rm -rf "$RESULTS"' EXIT
+export FORCE_COLOR=${FORCE_COLOR:-0} NO_COLOR=1
+
+# Each phase prints to its log and leaves `passed failed` in $RESULTS/NAME.count when it can count.
+run_vitest() { # NAME FILTER...
+  local name=$1 rc=0
+  shift
+  vitest run --reporter=default --reporter=json --outputFile.json="$RESULTS/$name.json" "$@" || rc=$?
+  node -e '
+    const r = JSON.parse(require("fs").readFileSync(process.argv[1], "utf8"))
+    // A file that fails to load has no tests in it, yet it failed.
+    const broken = r.testResults.filter((f) => f.status === "failed" && f.assertionResults.every((t) => t.status !== "failed"))
+    console.log(r.numPassedTests, r.numFailedTests + broken.length)
+  ' "$RESULTS/$name.json" >"$RESULTS/$name.count" || rc=1
+  return "$rc"
+}
+
+run_native() { # NAME SANITIZERS DOCTEST-OPTION...
+  local name=$1 sanitizers=$2 tree=build/core rc=0
+  [ -z "$sanitizers" ] || tree=build/$name
+  shift 2
+  cmake -S . -B "$tree" -G Ninja -DVBD_SANITIZE="$sanitizers" >"$RESULTS/$name.cmake" 2>&1 ||
+    { cat "$RESULTS/$name.cmake"; return 1; }
+  ninja -C "$tree" native_tests || return
+  local runner=()
+  # ThreadSanitizer's fixed memory layout does not fit every kernel's address randomisation.
+  [ "$sanitizers" != thread ] || ! setarch -R true 2>/dev/null || runner=(setarch -R)
+  ASAN_OPTIONS=detect_leaks=1:abort_on_error=0 UBSAN_OPTIONS=print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1 \
+    "${runner[@]}" "$tree/native_tests" "$@" 2>&1 | tee "$RESULTS/$name.doctest" || rc=$?
+  sed -nE 's/^\[doctest\] test cases: *[0-9]+ \| *([0-9]+) passed \| *([0-9]+) failed.*/\1 \2/p' \
+    "$RESULTS/$name.doctest" >"$RESULTS/$name.count"
+  return "$rc"
+}
+
+run_phase() {
+  case $1 in
+    lint) biome check --error-on-warnings . ;;
+    types) tsc -p tsconfig.test.json ;;
+    tidy) run_vitest tidy test/tidy.test.ts ;;
+    native) run_native native '' ;;
+    asan) run_native asan address,undefined ;;
+    tsan) run_native tsan thread --source-file='*reactor*,*engine*,*mock*,*load*,*mailbox*,*uring*,*sync_device*' ;;
+    unit) run_vitest unit test/unit ;;
+    integration) run_vitest integration test/integration ;;
+  esac
+}
+
+# Runs one phase into its log and says how it went. A failure that was not counted counts as one.
+report_phase() {
+  local phase=$1 log=".cache/test-$1.log" started=$SECONDS rc=0 passed=0 failed=0
+  (set -o pipefail; run_phase "$phase") >"$log" 2>&1 </dev/null || rc=$?
+  [ ! -s "$RESULTS/$phase.count" ] || read -r passed failed <"$RESULTS/$phase.count"
+  ((rc == 0 || failed > 0)) || failed=1
+  echo "$passed $failed" >"$RESULTS/$phase.total"
+  local took=$((SECONDS - started)) verdict=ok
+  ((failed == 0)) || verdict=FAILED
+  # One write per phase: the lanes share the terminal.
+  {
+    printf '== %-12s %-7s %3d s' "$phase" "$verdict" "$took"
+    ((passed + failed == 0)) || printf '   %d passed, %d failed' "$passed" "$failed"
+    printf '\n'
+    if ((failed)); then
+      tail -n 80 "$log"
+      printf -- '-- %s failed; all of it: %s\n' "$phase" "$log"
+    fi
+  } >"$RESULTS/$phase.report"
+  cat "$RESULTS/$phase.report"
+}
+
+run_lane() {
+  local phase
+  for phase in "$@"; do
+    [[ " ${wanted[*]} " != *" $phase "* ]] || report_phase "$phase"
+  done
+}
+
+run_lane "${CPU_LANE[@]}" &
+lane=$!
+trap 'kill "$lane" 2>/dev/null; rm -rf "$RESULTS"' EXIT
+run_lane "${JS_LANE[@]}"
+wait "$lane"
+trap 'rm -rf "$RESULTS"' EXIT
+run_lane "${ALONE[@]}"
+
+total_passed=0 total_failed=0
+for phase in "${wanted[@]}"; do
+  read -r passed failed <"$RESULTS/$phase.total"
+  total_passed=$((total_passed + passed))
+  total_failed=$((total_failed + failed))
+done
+printf '%d passed, %d failed\n' "$total_passed" "$total_failed"
+((total_failed == 0))

@@ -1,0 +1,13 @@
+import { defineConfig } from 'vitest/config'
+
+// Native addons and child processes want processes, not worker threads; two workers, for two cores.
+export default defineConfig({
+  test: {
+    include: ['test/**/*.test.ts'],
+    pool: 'forks',
+    maxWorkers: 2,
+    testTimeout: 60_000,
+    hookTimeout: 60_000,
+    teardownTimeout: 20_000,
+  },
+})
