@@ -8,6 +8,11 @@
     "core_sources": [
       "native/blkif/request.cc",
       "native/blkif/ring.cc",
+      "native/xen/host_event_channel.cc",
+      "native/xen/host_grant_table.cc",
+      "native/xen/host_library.cc",
+      "native/xen/host_logger.cc",
+      "native/xen/host_xen.cc",
       "native/xen/mock_broker.cc",
       "native/xen/mock_client.cc",
       "native/xen/mock_connection.cc",

@@ -6,6 +6,8 @@ import type { Terminal } from './terminal.js'
 
 /** How long an orderly stop may take. */
 const GRACE_MS = 10_000
+/** One Ctrl-C may arrive twice: from the terminal, and passed on by npm. */
+const SAME_MS = 1000
 
 const STOP_SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
 
@@ -22,11 +24,14 @@ export async function stoppable(
 ): Promise<number> {
   const stop = new AbortController()
   let overdue: NodeJS.Timeout | undefined
+  let firstMs = 0
   const onSignal = (name: NodeJS.Signals) => {
     if (stop.signal.aborted) {
+      if (performance.now() - firstMs < SAME_MS) return
       terminal.warn(`${name} again: ending at once`)
       process.exit(128 + constants.signals[name])
     }
+    firstMs = performance.now()
     overdue = setTimeout(() => {
       terminal.warn(`did not stop within ${GRACE_MS / 1000} s of ${name}: ending at once`)
       process.exit(1)

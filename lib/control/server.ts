@@ -3,6 +3,7 @@
  * clients, and nothing else: what a request does is the target's business. A client that is slow misses statistics, one
  * that breaks the protocol is told so and cut off; neither disturbs the disks.
  */
+import { setMaxListeners } from 'node:events'
 import { mkdirSync } from 'node:fs'
 import type { Server, Socket } from 'node:net'
 import { dirname } from 'node:path'
@@ -87,6 +88,8 @@ class Client {
   constructor(socket: Socket, target: ControlTarget, onGone: () => void) {
     this.#socket = socket
     this.#target = target
+    // Each stream of the client listens.
+    setMaxListeners(0, this.#gone.signal)
     const lines = new LineSplitter(MAX_REQUEST_BYTES)
     socket.on('data', (chunk: Buffer) => {
       try {

@@ -121,7 +121,7 @@ export interface LoadQueue {
   /** First of depth × segments granted data pages: reference and page number rise by one each. */
   readonly firstRef: number
   readonly firstPage: number
-  /** With indirect requests: first of `depth` descriptor pages. */
+  /** With indirect requests: first of `depth` × ceil(`segments` / 512) descriptor pages. */
   readonly firstIndirectRef?: number
   readonly firstIndirectPage?: number
 }

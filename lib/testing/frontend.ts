@@ -226,8 +226,10 @@ export class Frontend extends DiskIo implements AsyncDisposable {
       if (this.#choices.manners.resize) void this.#reread(handshake.bus)
     } else if (this.#state === 'connected') {
       this.#state = 'connecting'
-      const recovery = this.#recover(handshake, state)
-      this.#task = recovery.catch((error) => this.#end(toVbdError(error, 'ERR_VBD_XENSTORE')))
+      this.#task = this.#recover(handshake, state).catch((error) => {
+        // A close() that came meanwhile ends this life itself.
+        if (this.#closing === undefined) this.#end(toVbdError(error, 'ERR_VBD_XENSTORE'))
+      })
     }
   }
 

@@ -77,13 +77,19 @@ export class MockGuest
     const onEvent = (ports: number[]) => {
       for (const port of ports) handlers.get(port)?.()
     }
-    const onClose = () => guest?.fail(new VbdError('ERR_VBD_STATE', 'the mock Xen is gone'))
+    let gone = false
+    const onClose = () => {
+      gone = true
+      guest?.fail(mockIsGone())
+    }
     try {
       const connect = options.connectGuest ?? loadAddon().connectMockGuest
       native = joinBroker(() => connect(paths.xen, domid, pages, onEvent, onClose), paths.xen)
       const socket = paths.guestXenstore(domid)
       const open = options.openXenstore ?? openXenstore
-      guest = new MockGuest(domid, native, await open(socket), seat, handlers)
+      const xenstore = await open(socket)
+      guest = new MockGuest(domid, native, xenstore, seat, handlers)
+      if (gone) guest.fail(mockIsGone())
       return guest
     } catch (error) {
       native?.close()
@@ -212,6 +218,10 @@ function pagesOf(domid: number, memoryBytes: number): number {
   }
   const message = `a guest cannot have ${memoryBytes} bytes of memory`
   throw new VbdError('ERR_VBD_ARGUMENT', message, { remedy: 'use 256 KiB to 16 GiB' })
+}
+
+function mockIsGone(): VbdError {
+  return new VbdError('ERR_VBD_STATE', 'the mock Xen is gone, or has destroyed this guest')
 }
 
 const ENOENT = 2

@@ -27,6 +27,8 @@ export interface RunGuestOptions
   readonly indirect?: number | undefined
   /** The guest's memory. 64 MiB by default. */
   readonly memoryBytes?: number | undefined
+  /** Milliseconds without an answer after which `stalled` is told, 100 up. 10000 by default. */
+  readonly stallMs?: number | undefined
   /** Told of everything that happens, in order. */
   readonly onEvent?: ((event: GuestEvent) => void) | undefined
   /** Ends the guest, also while it starts. */
@@ -63,7 +65,6 @@ export interface RunningGuest extends AsyncDisposable {
 }
 
 const STALL_MS = 10_000
-const STALL_LOOK_MS = 1000
 const FAILURES_PER_MINUTE = 10
 
 /**
@@ -180,6 +181,7 @@ class Run {
 
   /** A backend that was killed leaves no trace in the store: that nothing is answered is all that can be seen. */
   #watchForStalls(): void {
+    const stallMs = Math.max(100, this.#options.stallMs ?? STALL_MS)
     let answered = this.#frontend.answered
     let since = Date.now()
     this.#watchdog = setInterval(() => {
@@ -190,11 +192,11 @@ class Run {
         since = Date.now()
         if (this.#stalled) this.#tell({ type: 'resumed' })
         this.#stalled = false
-      } else if (!this.#stalled && milliseconds >= STALL_MS) {
+      } else if (!this.#stalled && milliseconds >= stallMs) {
         this.#stalled = true
         this.#tell({ type: 'stalled', requests, milliseconds })
       }
-    }, STALL_LOOK_MS).unref()
+    }, stallMs / 10).unref()
   }
 
   close(): Promise<void> {

@@ -4,6 +4,8 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <bit>
+#include <cerrno>
 #include <string>
 #include <utility>
 

@@ -179,6 +179,7 @@ MockLoad::~MockLoad() {
 }
 
 void MockLoad::cancel(bool leaving) {
+    if (settled_) return;  // it has nothing left to wake
     load_->stop();
     events_->wake();
     join();

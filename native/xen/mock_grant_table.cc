@@ -65,6 +65,13 @@ class CopyBatch {
 
 }  // namespace
 
+MockGrantTable::~MockGrantTable() {
+    for (const auto& [address, mapping] : mappings_) {
+        ::munmap(address, mapping.refs.size() * kPageSize);
+        unpin_all(*mapping.view, mapping.refs, mapping.access);
+    }
+}
+
 Result<std::shared_ptr<DomainView>> MockGrantTable::view(DomainId domain) {
     for (auto known = views_.begin(); known != views_.end(); ++known) {
         if ((*known)->domain() != domain) continue;

@@ -2,8 +2,7 @@
 // the domain's memfd, unmap really unmaps; copy pins, copies through this process's own mapping of
 // the whole domain, and unpins.
 //
-// Used by one thread. As with gntdev, pages that are mapped when the handle is closed stay mapped,
-// and their grants stay pinned, until the process is gone or (here) its connection to the broker.
+// Used by one thread. What is still mapped when the handle goes is unmapped then.
 #pragma once
 
 #include <memory>
@@ -19,6 +18,7 @@ class MockGrantTable final : public GrantTable {
   public:
     explicit MockGrantTable(std::shared_ptr<mock::Connection> connection)
         : connection_(std::move(connection)) {}
+    ~MockGrantTable() override;
 
     Result<void*> map(DomainId domain, std::span<const GrantRef> refs, Access access) override;
     Status unmap(void* address, uint32_t pages) override;

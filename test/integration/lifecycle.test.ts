@@ -1,9 +1,12 @@
 /**
- * The control plane as a whole, from Backend.serve to xenstore's keys, with a xenstore in this process and an engine that moves
- * nothing: how each frontend of the field opens and closes, and what toolstacks do.
+ * The control plane as a whole, from Backend.serve to xenstore's keys, with a xenstore in this process and an engine
+ * that moves nothing: how each frontend of the field opens and closes, and what toolstacks do.
  */
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { afterEach, describe, expect, it } from 'vitest'
-import { memory } from '../../lib/disk/drivers.js'
+import { file, memory } from '../../lib/disk/drivers.js'
 import { VbdError } from '../../lib/errors.js'
 import { BACKEND_PATH, FRONTEND_PATH, VbdWorld } from '../support/vbd_world.js'
 
@@ -168,6 +171,7 @@ describe('refusals', () => {
     await world.frontState(3)
     await world.reach(5)
     expect(world.warnings).toEqual(['the frontend cannot be connected: grant 8 was refused'])
+    expect(world.backend.vbd('1:xvda').lifecycle.holdsNothing).toBe(true)
   })
 
   it.each([
@@ -313,6 +317,81 @@ describe('toolstacks', () => {
     world.store.domains.delete(1)
     world.store.touch('@releaseDomain')
     await world.reach(6)
+  })
+
+  it('xl detach in the moment of connecting: the request is not overwritten', async () => {
+    await attached()
+    await world.reach(2)
+    await world.publishRing()
+    world.ours.interruption = () => world.detach()
+    await world.frontState(3)
+    await world.until(() => world.written.length > 1 || world.state === '5', 'answered')
+    await world.frontState(6)
+    await world.reach(6)
+    expect(world.written).toEqual([2, 6])
+  })
+
+  it.each([1, 3])(
+    'directories that vanish in the moment of a write, front %d, stay gone',
+    async (front) => {
+      await attached()
+      await world.reach(2)
+      await world.publishRing()
+      if (front === 1) await world.frontState(6)
+      if (front === 1) await world.reach(6)
+      world.ours.interruption = () => world.removeDirectories()
+      await world.frontState(front)
+      await world.until(() => world.backend.vbd('1:xvda').state === 'none', 'dropped')
+      expect(world.store.children(BACKEND_PATH)).toEqual([])
+    },
+  )
+
+  it('is served again after close, through the same directories', async () => {
+    await attached()
+    await world.connectLinux()
+    const closed = world.backend.vbd('1:xvda').close()
+    await world.reach(5)
+    await world.frontState(6)
+    await closed
+    await world.frontState(1)
+    await world.backend.serve('1:xvda', memory('2MiB'))
+    await world.connectLinux()
+    expect(world.back('sectors')).toBe('4096')
+  })
+
+  it('closes while its watches are being registered', async () => {
+    await open()
+    await world.createDomain()
+    await world.attach()
+    await world.settle()
+    const vbd = await world.backend.serve('1:xvda', memory('1MiB'), { toolstack: 'wait' })
+    await vbd.close({ timeoutMs: 0 })
+    const registered = world.ours.watches
+    await world.settle()
+    expect(world.ours.watches).toBe(registered)
+  })
+
+  it('mode=r after mode=w: the image is opened anew, without the right to write', async () => {
+    const directory = mkdtempSync(join(tmpdir(), 'vbdkit-lifecycle-'))
+    try {
+      const image = join(directory, 'disk.img')
+      writeFileSync(image, Buffer.alloc(512))
+      await open()
+      await world.createDomain()
+      await world.attach()
+      await world.backend.serve('1:xvda', file(image))
+      await world.reach(2)
+      expect(world.backend.vbd('1:xvda').disk.readOnly).toBe(false)
+      await world.removeDirectories()
+      await world.until(() => world.backend.vbd('1:xvda').state === 'none', 'dropped')
+      await world.attach({ mode: 'r' })
+      await world.reach(2)
+      expect(world.backend.vbd('1:xvda').disk.readOnly).toBe(true)
+      expect(world.back('info')).toBe('4')
+      expect(world.engine.disks.size).toBe(1)
+    } finally {
+      rmSync(directory, { recursive: true })
+    }
   })
 
   it('mode=r, discard-enable=0 and a CD-ROM', async () => {

@@ -1,7 +1,7 @@
 /**
- * Random lives: a guest, a toolstack, an engine and a xenstore connection that do whatever they like, in any order and at any moment. The
- * laws of test/support/vbd_world.ts are checked at every write; afterwards a well-behaved guest must still be served, and closing must
- * leave nothing.
+ * Random lives: a guest, a toolstack, an engine and a xenstore connection that do whatever they like, in any order
+ * and at any moment. The laws of test/support/vbd_world.ts are checked at every write; afterwards a well-behaved
+ * guest must still be served, and closing must leave nothing.
  */
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
@@ -28,6 +28,7 @@ type Act =
   | { act: 'disconnect-fails' }
   | { act: 'corrupt' }
   | { act: 'resize'; sectors: number }
+  | { act: 'interrupt'; by: 'detach' | 'remove' | 'front-vanishes' }
   | { act: 'wait'; turns: number }
 
 const state = fc.oneof(
@@ -62,6 +63,13 @@ const act: fc.Arbitrary<Act> = fc.oneof(
     arbitrary: fc.record({
       act: fc.constant('resize' as const),
       sectors: fc.integer({ min: 1, max: 1 << 20 }),
+    }),
+  },
+  {
+    weight: 3,
+    arbitrary: fc.record({
+      act: fc.constant('interrupt' as const),
+      by: fc.constantFrom('detach' as const, 'remove' as const, 'front-vanishes' as const),
     }),
   },
   // What a toolstack never does, and a confused operator might.
@@ -144,6 +152,9 @@ async function perform(world: VbdWorld, what: Act, pending: Promise<unknown>[]):
     case 'resize':
       pending.push(world.backend.vbd('1:xvda').resize(what.sectors * 512, { shrink: true }))
       return
+    case 'interrupt':
+      ours.interruption = () => perform(world, { act: what.by }, pending)
+      return
     case 'wait':
       for (let turn = 0; turn < what.turns; turn++) {
         await new Promise((resolve) => setImmediate(resolve))
@@ -156,6 +167,7 @@ async function recover(world: VbdWorld): Promise<void> {
   world.ours.restore()
   world.ours.unreadable.clear()
   world.ours.conflicts = 0
+  world.ours.interruption = undefined
   world.engine.connectFailures.length = 0
   world.engine.disconnectFailures = 0
   await world.removeDirectories()

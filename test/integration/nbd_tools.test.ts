@@ -107,7 +107,13 @@ it('fio verifies what it wrote, with trims between', async () => {
     '--iodepth=32',
     '--size=32m',
   ]
-  const verify = ['--verify=crc32c', '--verify_fatal=1', '--do_verify=1', '--output-format=json']
+  const verify = [
+    '--verify=crc32c',
+    '--verify_fatal=1',
+    '--verify_state_save=0',
+    '--do_verify=1',
+    '--output-format=json',
+  ]
   const written = await run('fio', '--name=w', '--rw=randwrite', '--fsync=64', ...common, ...verify)
   const { jobs } = JSON.parse(written.slice(written.indexOf('{')))
   expect(jobs[0].error).toBe(0)

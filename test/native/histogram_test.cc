@@ -76,6 +76,15 @@ TEST_CASE("histogram: counts, sums and percentiles against sorted values") {
     CHECK(histogram.percentile(1000) == values.back());
 }
 
+TEST_CASE("histogram: a percentile's rank is rounded up") {
+    Histogram histogram;
+    for (const uint64_t value : {1, 2, 3}) histogram.record(value);
+    CHECK(histogram.percentile(33) == 1);
+    CHECK(histogram.percentile(34) == 2);
+    CHECK(histogram.percentile(50) == 2);
+    CHECK(histogram.percentile(67) == 3);
+}
+
 TEST_CASE("histogram: many at once are as many one by one; merge adds; copies are apart") {
     Histogram one_by_one;
     Histogram at_once;

@@ -401,35 +401,45 @@ TEST_CASE("load: a pinned load runs on its processor, and the thread is let go a
 }
 
 TEST_CASE("load: answers to what was not asked end it") {
-    // Each backend answers the first request in a wrong way.
-    using Wrong = std::function<void(BackRing&, const Request&)>;
+    // Each backend gets the requests of tags 0 and 1 of 4, and answers in a way of its own.
+    using Wrong = std::function<void(BackRing&, const Request&, const Request&)>;
+    const auto echo = [](BackRing& ring, const Request& request, uint64_t id) {
+        ring.respond(id, request.wire_operation, 0);
+    };
     const Wrong wrongs[] = {
-        [](BackRing& ring, const Request& r) { ring.respond(r.id + 1, r.wire_operation, 0); },
-        [](BackRing& ring, const Request& r) { ring.respond(r.id ^ 1 << 20, r.wire_operation, 0); },
-        [](BackRing& ring, const Request&) { ring.respond(0, 0, 0); },
-        [](BackRing& ring, const Request&) { ring.respond(~0ULL, 0, 0); },
-        [](BackRing& ring, const Request& r) { ring.respond(r.id, 6, 0); },
-        [](BackRing& ring, const Request& r) {
-            ring.respond(r.id, r.wire_operation, 0);  // twice
-            ring.respond(r.id, r.wire_operation, 0);
+        [&](BackRing& ring, const Request&, const Request& b) { echo(ring, b, b.id + 1); },
+        [&](BackRing& ring, const Request&, const Request& b) { echo(ring, b, b.id + 3); },
+        [&](BackRing& ring, const Request&, const Request& b) { echo(ring, b, b.id ^ 1 << 20); },
+        [&](BackRing& ring, const Request&, const Request& b) { echo(ring, b, 0); },
+        [&](BackRing& ring, const Request&, const Request& b) { echo(ring, b, ~0ULL); },
+        [&](BackRing& ring, const Request&, const Request& b) { ring.respond(b.id, 6, 0); },
+        [&](BackRing& ring, const Request&, const Request& b) {
+            echo(ring, b, b.id);  // twice
+            echo(ring, b, b.id);
+        },
+        [&](BackRing& ring, const Request& a, const Request&) {
+            echo(ring, a, a.id);
+            echo(ring, a, 0);  // the mark of a tag that is free
         },
     };
     for (const Wrong& wrong : wrongs) {
         Guest guest(1, 1, Protocol::kX86_64, 4, 1, false);
         Turns events([&] {
             blkif::RawSlot slot;
-            Request request;
+            Request first, second;
             REQUIRE(guest.rings[0].begin_pass());
             REQUIRE(guest.rings[0].next(slot));
+            parse(Protocol::kX86_64, slot, guest.limits, first);
             REQUIRE(guest.rings[0].next(slot));
-            parse(Protocol::kX86_64, slot, guest.limits, request);
-            wrong(guest.rings[0], request);
+            parse(Protocol::kX86_64, slot, guest.limits, second);
+            wrong(guest.rings[0], first, second);
             guest.rings[0].push();
             return EventSource::Wake::kEvent;
         });
         const Result<LoadResult> result = guest.run(events);
         REQUIRE_FALSE(result);
         CHECK(result.error().kind == ErrorKind::kRing);
+        CHECK(events.waits == 1);  // at once
     }
     // More answers than requests.
     Guest guest(1, 1, Protocol::kX86_64, 4, 1, false);

@@ -3,6 +3,7 @@
 #include <thread>
 
 #include "block/memory_device.h"
+#include "block/racy_bytes.h"
 #include "disk_fixture.h"
 
 using namespace disk_test;
@@ -10,6 +11,12 @@ using namespace disk_test;
 namespace {
 
 constexpr uint64_t kMiB = 1 << 20;
+
+#ifdef VBD_THREAD_SANITIZER
+constexpr bool kMeasurable = false;  // it keeps several bytes for each of ours
+#else
+constexpr bool kMeasurable = true;
+#endif
 
 uint64_t resident_bytes() {
     std::ifstream statm("/proc/self/statm");
@@ -49,13 +56,13 @@ TEST_CASE("memory: unwritten is zeros and takes no memory, discarded too") {
     CHECK(page.all(0));
     std::memset(much.data(), 1, much.size());
     const uint64_t empty = resident_bytes();
-    CHECK(empty - before < 96 * kMiB);
+    if (kMeasurable) CHECK(empty - before < 96 * kMiB);
     CHECK(disk.write(kSize / 2 + 512, much) == 0);
-    CHECK(resident_bytes() > empty + 60 * kMiB);
+    if (kMeasurable) CHECK(resident_bytes() > empty + 60 * kMiB);
 
     // Edges that are no whole page, and more than one step.
     CHECK(disk.discard(kSize / 2 + 1024, much.size() - 1024) == 0);
-    CHECK(resident_bytes() < empty + 8 * kMiB);
+    if (kMeasurable) CHECK(resident_bytes() < empty + 8 * kMiB);
     CHECK(disk.read(kSize / 2, page) == 0);
     for (size_t i = 0; i < 4096; i++) CHECK(page.data()[i] == (i >= 512 && i < 1024));
     CHECK(disk.read(kSize / 2 + much.size(), page) == 0);

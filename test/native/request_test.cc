@@ -574,6 +574,13 @@ TEST_CASE("request: nothing of an earlier request survives in a reused one") {
     Request request;
     CHECK(judge(Protocol::kX86_64, indirect_wish(1, 3), usual(), request) == Reject::kNone);
     CHECK(request.indirect);
+    Wish secure;
+    secure.operation = 5;
+    secure.second = 1;
+    secure.nr_sectors = 8;
+    CHECK(judge(Protocol::kX86_64, secure, usual(), request) == Reject::kNone);
+    CHECK(request.secure);
+    CHECK_FALSE(request.indirect);
     Wish bad = data_wish(99, 0);
     bad.id = 3;
     CHECK(judge(Protocol::kX86_64, bad, usual(), request) == Reject::kUnknownOperation);
@@ -593,6 +600,8 @@ TEST_CASE("request: descriptors must be as many as the request says") {
     const std::span<const Segment> all(wish.segments);
     CHECK(check_segments(all.first(3), usual(), request) == Reject::kSegmentCount);
     CHECK(check_segments({}, usual(), request) == Reject::kSegmentCount);
+    const std::vector<Segment> more(5, wish.segments[0]);
+    CHECK(check_segments(more, usual(), request) == Reject::kSegmentCount);
     CHECK(request.nr_sectors == 0);
     CHECK(check_segments(all, usual(), request) == Reject::kNone);
     CHECK(request.nr_sectors == 32);

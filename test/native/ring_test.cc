@@ -5,11 +5,14 @@
 #include <doctest/doctest.h>
 
 #include <array>
+#include <atomic>
 #include <cstring>
 #include <random>
+#include <thread>
 #include <vector>
 
 #include "../fuzz/ring_model.h"
+#include "base/clock.h"
 #include "guest/front_ring.h"
 #include "guest_slot.h"
 
@@ -431,6 +434,74 @@ TEST_CASE("ring: polling keeps the frontend silent, arming wakes it once") {
     CHECK_FALSE(send());
     CHECK(serve());
     CHECK(front.final_check() == true);
+}
+
+namespace {
+
+/// An event that one thread sends and one sleeps for. A sleep that is too long says that an event
+/// was lost.
+class Event {
+  public:
+    explicit Event(std::atomic<bool>& lost) : lost_(lost) {}
+    void send() { pending_.store(true); }
+    void sleep() {
+        const uint64_t start_ns = monotonic_ns();
+        for (uint32_t spins = 1; !pending_.exchange(false) && !lost_.load(); ++spins) {
+            if (spins % 1024 == 0) std::this_thread::yield();
+            if (monotonic_ns() - start_ns > 10'000'000'000) lost_.store(true);
+        }
+    }
+
+  private:
+    std::atomic<bool> pending_{false};
+    std::atomic<bool>& lost_;
+};
+
+/// Moves what follows about in time, against what the other end does.
+void dawdle(uint64_t round) {
+    std::atomic<uint64_t> spin{round % 97};
+    while (spin.load(std::memory_order_relaxed) > 0) spin.fetch_sub(1, std::memory_order_relaxed);
+}
+
+}  // namespace
+
+TEST_CASE("ring: nothing falls between the last look and the sleep, at either end") {
+    Shared shared;
+    BackRing back = shared.attach(0);
+    guest::FrontRing front = guest::FrontRing::attach(shared.bytes(), 1, Protocol::kX86_64).value();
+    std::atomic<bool> lost{false};
+    std::atomic<bool> over{false};
+    Event to_back(lost), to_front(lost);
+    uint64_t sent = 0;
+    std::thread frontend([&] {
+        const Segment segment{1, 0, 7, 0};
+        guest::FrontResponse response;
+        const uint64_t start_ns = monotonic_ns();
+        while (!lost.load() && sent < 100'000 && monotonic_ns() - start_ns < 500'000'000) {
+            dawdle(sent);
+            front.write_data(Operation::kRead, sent++, 0, {&segment, 1});
+            if (front.push()) to_back.send();
+            while (front.begin_pass() && !front.next(response) && !lost.load()) {
+                dawdle(sent * 7);
+                if (!front.final_check()) to_front.sleep();
+            }
+        }
+        over.store(true);
+        to_back.send();
+    });
+    uint64_t served = 0;
+    RawSlot slot;
+    while (!lost.load() && !over.load() && back.begin_pass()) {
+        while (back.next(slot)) back.respond(served++, 0, 0);
+        dawdle(served * 31);
+        if (back.push()) to_front.send();
+        dawdle(served * 13);
+        if (!back.final_check()) to_back.sleep();
+    }
+    frontend.join();
+    CHECK_FALSE(lost.load());
+    CHECK(served == sent);
+    CHECK(sent > 0);
 }
 
 TEST_CASE("ring: a frontend does not believe more answers than requests") {

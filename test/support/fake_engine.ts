@@ -1,6 +1,6 @@
 /**
- * FakeEngine: an engine that moves nothing and remembers everything: which disks are open, which vbds hold which rings. It fails on
- * demand, and complains about a caller that breaks the contract of lib/engine/engine.ts.
+ * FakeEngine: an engine that moves nothing and remembers everything: which disks are open, which vbds hold which
+ * rings. It fails on demand, and complains about a caller that breaks the contract of lib/engine/engine.ts.
  */
 import type {
   Connection,

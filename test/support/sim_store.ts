@@ -1,7 +1,8 @@
 /**
- * SimStore: a xenstore in this process that several parties share, each through a client of its own, for tests of what happens between
- * them. Transactions are real ones (a snapshot, conflicts, retries), owners are kept, watches fire late and coalesced, and a client's
- * connection can be lost. Every committed write can be listened to, which is how invariants are checked.
+ * SimStore: a xenstore in this process that several parties share, each through a client of its own, for tests of
+ * what happens between them. Transactions are real ones (a snapshot, conflicts, retries), owners are kept, watches
+ * fire late and coalesced, and a client's connection can be lost. Every committed write can be listened to, which is
+ * how invariants are checked.
  */
 import {
   type Permission,
@@ -167,6 +168,8 @@ export class SimClient implements Xenstore {
   readonly #listeners = new Set<(state: 'connected' | 'lost') => void>()
   /** Paths that this party may not read. */
   readonly unreadable = new Set<string>()
+  /** Happens once, after this party has read what it decides on and before its next transaction begins. */
+  interruption: (() => Promise<void>) | undefined
   /** So many of the next commits fail with EAGAIN. */
   conflicts = 0
   connected = true
@@ -237,6 +240,9 @@ export class SimClient implements Xenstore {
   }
 
   async transaction<T>(body: (tx: XenstoreOps) => Promise<T>): Promise<T> {
+    const interruption = this.interruption
+    this.interruption = undefined
+    await interruption?.()
     for (let attempt = 0; attempt < 16; attempt++) {
       await this.turn()
       const begun = this.#store.version
@@ -285,7 +291,6 @@ export class SimClient implements Xenstore {
 
   async close(): Promise<void> {
     this.closed = true
-    this.#watches.clear()
   }
 
   lose(): void {

@@ -1,6 +1,6 @@
 /**
- * VbdWorld: a backend on a SimStore and a FakeEngine, with a toolstack's and a guest's hands beside it, and the laws that hold whatever
- * they do checked at every write.
+ * VbdWorld: a backend on a SimStore and a FakeEngine, with a toolstack's and a guest's hands beside it, and the laws
+ * that hold whatever they do checked at every write.
  */
 import { Backend, type BackendOptions } from '../../lib/backend.js'
 import { isLegalWrite, parseState, type XenbusState } from '../../lib/xenbus/state.js'

@@ -16,9 +16,17 @@ import type { VbdStats } from '../../vbd/stats.js'
 import { describe } from '../announcer.js'
 import { showStats } from '../commands/stats.js'
 import { startProgress } from '../progress.js'
+import { aborted } from '../signals.js'
 import type { Terminal } from '../terminal.js'
 import { Handshake } from './handshake.js'
-import { checkFilesystem, type DemoImage, prepareImage, SCRATCH_BYTES, sameBytes } from './image.js'
+import {
+  checkFilesystem,
+  type DemoImage,
+  FILES,
+  prepareImage,
+  SCRATCH_BYTES,
+  sameBytes,
+} from './image.js'
 import { Child, type ChildEvent } from './process.js'
 import type { Tally } from './workload.js'
 
@@ -43,20 +51,21 @@ export async function demo(
 ): Promise<number> {
   // Nothing under the folder may be too long for a socket's path, whatever TMPDIR is.
   const folder = await mkdtemp(join(tmpdir(), 'vbdkit-'))
-  const show = new Show(terminal, options, folder)
+  const show = new Show(terminal, options, folder, signal)
+  const running = show.run()
+  const interrupted = aborted(signal).then(() => {
+    throw new VbdError('ERR_VBD_ABORTED', 'interrupted')
+  })
   try {
-    const interrupted = new Promise<never>((_, reject) => {
-      const stop = () => reject(new VbdError('ERR_VBD_ABORTED', 'interrupted'))
-      if (signal.aborted) stop()
-      else signal.addEventListener('abort', stop, { once: true })
-    })
-    await Promise.race([show.run(), interrupted])
+    await Promise.race([running, interrupted])
     return 0
   } catch (thrown) {
     if (signal.aborted) return 0
     throw thrown
   } finally {
     await show.stop()
+    // It may be in the midst of a step; nothing writes to the folder after it.
+    await running.catch(() => {})
     await rm(folder, { recursive: true, force: true })
   }
 }
@@ -66,6 +75,7 @@ class Show {
   readonly #terminal: Terminal
   readonly #options: DemoOptions
   readonly #folder: string
+  readonly #signal: AbortSignal
   readonly #children: Child[] = []
   readonly #handshake: Handshake
   readonly #startedMs = performance.now()
@@ -73,8 +83,9 @@ class Show {
   #held: string[] | undefined
   #stopping = false
 
-  constructor(terminal: Terminal, options: DemoOptions, folder: string) {
+  constructor(terminal: Terminal, options: DemoOptions, folder: string, signal: AbortSignal) {
     this.#terminal = terminal
+    this.#signal = signal
     this.#options = options
     this.#folder = folder
     const { domid, devid } = parseVbdId(VBD)
@@ -106,11 +117,11 @@ class Show {
 
   async #makeImage(): Promise<DemoImage> {
     const { image: path } = this.#options
-    const image = await prepareImage(this.#folder, path)
+    const image = await prepareImage(this.#folder, path, this.#signal)
     const size = formatSize(image.imageBytes)
     const what =
       path === undefined
-        ? `an ext4 filesystem of ${size} with 41 files`
+        ? `an ext4 filesystem of ${size} with ${FILES} files`
         : `a copy of ${path}, ${size}`
     this.#say(
       'image',
@@ -122,6 +133,7 @@ class Show {
   }
 
   #start(name: string, args: readonly string[]): Child {
+    if (this.#stopping) throw new VbdError('ERR_VBD_ABORTED', 'interrupted')
     const child = new Child(name, args, (event) => this.#heard(name, event))
     this.#children.push(child)
     this.#say(
@@ -198,8 +210,7 @@ class Show {
     try {
       const verified = guest.next('verified')
       const resized = this.#resize(guest, control, image)
-      // Both are awaited below; one may fail while the other is.
-      for (const promise of [verified, resized]) promise.catch(() => {})
+      // Awaited below; it may fail before.
       resized.then(
         (text) => {
           note = text
@@ -235,7 +246,6 @@ class Show {
       ),
     )
     const seen = guest.next('resized')
-    seen.catch(() => {})
     const client = await ControlClient.connect(control)
     try {
       const sizeBytes = image.imageBytes + SCRATCH_BYTES + GROW_BYTES
@@ -283,7 +293,7 @@ class Show {
 
   async #check(image: DemoImage): Promise<void> {
     this.#heading('The image')
-    if (!(await sameBytes(image.served, image.reference, image.imageBytes))) {
+    if (!(await sameBytes(image, this.#signal))) {
       throw new VbdError(
         'ERR_VBD_IO',
         'the image is not what it was, although each write to it held its own bytes',
@@ -294,7 +304,7 @@ class Show {
       this.#terminal.line('  it holds no ext2, ext3 or ext4 filesystem: e2fsck is left out')
       return
     }
-    const { code, output } = await checkFilesystem(image.served)
+    const { code, output } = await checkFilesystem(image.served, this.#signal)
     this.#terminal.line('  $ e2fsck -fn disk.img')
     for (const line of output.trim().split('\n'))
       this.#terminal.line(`  ${line.replaceAll(`${this.#folder}/`, '')}`)

@@ -5,8 +5,8 @@
 import { spawn } from 'node:child_process'
 import { accessSync, constants, statSync } from 'node:fs'
 import { mkdir, open, stat, statfs, truncate, writeFile } from 'node:fs/promises'
-import { join } from 'node:path'
-import { VbdError } from '../../errors.js'
+import { dirname, join } from 'node:path'
+import { throwIfAborted, VbdError } from '../../errors.js'
 import { formatSize } from '../../units.js'
 import { Random } from './random.js'
 
@@ -23,6 +23,7 @@ export interface DemoImage {
 
 /** Of the filesystem that the demo makes. */
 const FRESH_BYTES = 32 * 1024 * 1024
+export const FILES = 41
 /** What the served copy has behind the image, for random writes. */
 export const SCRATCH_BYTES = 16 * 1024 * 1024
 const SECTOR_BYTES = 512
@@ -54,16 +55,25 @@ export function checkImage(path: string): void {
   }
 }
 
-/** Makes both copies in `folder`; `path` is the operator's image, absent for one of our own. */
-export async function prepareImage(folder: string, path: string | undefined): Promise<DemoImage> {
+/**
+ * Makes both copies in `folder`; `path` is the operator's image, absent for one of our own.
+ *
+ * @throws ERR_VBD_BACKING when there is no room, or its filesystem is not clean; ERR_VBD_UNSUPPORTED without e2fsprogs;
+ *   ERR_VBD_ABORTED
+ */
+export async function prepareImage(
+  folder: string,
+  path: string | undefined,
+  signal: AbortSignal,
+): Promise<DemoImage> {
   const served = join(folder, 'disk.img')
   const reference = join(folder, 'reference.img')
-  if (path === undefined) await makeFilesystem(folder, reference)
-  else await copyImage(path, reference)
-  await run('cp', ['--sparse=always', '--reflink=auto', reference, served])
+  if (path === undefined) await makeFilesystem(folder, reference, signal)
+  else await copyImage(path, reference, signal)
+  await run('cp', ['--sparse=always', '--reflink=auto', reference, served], signal)
   const { size: imageBytes } = await stat(reference)
   const isExt = await hasExtMagic(reference)
-  if (isExt && path !== undefined && (await checkFilesystem(reference)).code !== 0) {
+  if (isExt && path !== undefined && (await checkFilesystem(reference, signal)).code !== 0) {
     throw new VbdError(
       'ERR_VBD_BACKING',
       `the filesystem in ${path} has errors before the demo begins`,
@@ -78,32 +88,38 @@ export async function prepareImage(folder: string, path: string | undefined): Pr
 }
 
 /** `e2fsck -fn`, which changes nothing; code 0: clean. */
-export function checkFilesystem(image: string): Promise<{ code: number; output: string }> {
-  return output('e2fsck', ['-fn', image])
+export function checkFilesystem(
+  image: string,
+  signal: AbortSignal,
+): Promise<{ code: number; output: string }> {
+  return output('e2fsck', ['-fn', image], signal)
 }
 
-/** Whether both files hold the same bytes up to `length`. */
-export async function sameBytes(a: string, b: string, length: number): Promise<boolean> {
-  return (await output('cmp', ['-s', '-n', String(length), a, b])).code === 0
+/** Whether the served copy still holds what the other one does. */
+export async function sameBytes(image: DemoImage, signal: AbortSignal): Promise<boolean> {
+  const { served, reference, imageBytes } = image
+  return (
+    (await output('cmp', ['-s', '-n', String(imageBytes), served, reference], signal)).code === 0
+  )
 }
 
-async function makeFilesystem(folder: string, image: string): Promise<void> {
+async function makeFilesystem(folder: string, image: string, signal: AbortSignal): Promise<void> {
   const tree = join(folder, 'files')
   await mkdir(join(tree, 'documents'), { recursive: true })
   await writeFile(join(tree, 'README'), 'This filesystem was made by vbdkit demo.\n')
   const random = new Random(1)
-  for (let i = 0; i < 40; i++) {
+  for (let i = 0; i < FILES - 1 && !signal.aborted; i++) {
     const name = join(tree, 'documents', `file-${String(i).padStart(2, '0')}.bin`)
     await writeFile(name, random.bytes(1 + random.below(512 * 1024)))
   }
-  await (await open(image, 'wx')).close()
+  await writeFile(image, '')
   await truncate(image, FRESH_BYTES)
-  await run('mke2fs', ['-q', '-t', 'ext4', '-L', 'vbdkit-demo', '-d', tree, image])
+  await run('mke2fs', ['-q', '-t', 'ext4', '-L', 'vbdkit-demo', '-d', tree, image], signal)
 }
 
-async function copyImage(path: string, copy: string): Promise<void> {
+async function copyImage(path: string, copy: string, signal: AbortSignal): Promise<void> {
   const { blocks } = await stat(path)
-  const { bavail, bsize } = await statfs(join(copy, '..'))
+  const { bavail, bsize } = await statfs(dirname(copy))
   const needed = blocks * 512 * 2 + HEADROOM_BYTES
   if (needed > bavail * bsize) {
     throw new VbdError(
@@ -112,7 +128,7 @@ async function copyImage(path: string, copy: string): Promise<void> {
       { path, remedy: 'point TMPDIR at a folder with more room, or use a smaller image' },
     )
   }
-  await run('cp', ['--sparse=always', '--reflink=auto', path, copy])
+  await run('cp', ['--sparse=always', '--reflink=auto', path, copy], signal)
 }
 
 /** 0xEF53 at byte 56 of the superblock, which begins at byte 1024. */
@@ -127,23 +143,27 @@ async function hasExtMagic(image: string): Promise<boolean> {
   }
 }
 
-async function run(command: string, args: readonly string[]): Promise<void> {
-  const { code, output: said } = await output(command, args)
+async function run(command: string, args: readonly string[], signal: AbortSignal): Promise<void> {
+  const { code, output: said } = await output(command, args, signal)
   if (code === 0) return
   const [line = ''] = said.trim().split('\n')
   throw new VbdError('ERR_VBD_BACKING', `${command} failed with exit code ${code}: ${line}`)
 }
 
-/** Runs a program to its end; both of its outputs as one text. */
+/** Runs a program to its end, or kills it when the signal fires; both of its outputs as one text. */
 function output(
   command: string,
   args: readonly string[],
+  signal: AbortSignal,
 ): Promise<{ code: number; output: string }> {
+  throwIfAborted(signal)
   return new Promise((resolve, reject) => {
     const child = spawn(command, args, {
       stdio: ['ignore', 'pipe', 'pipe'],
       // Debian keeps e2fsprogs where only root looks.
       env: { ...process.env, PATH: `${process.env.PATH ?? ''}:/usr/sbin:/sbin` },
+      signal,
+      killSignal: 'SIGKILL',
     })
     let text = ''
     for (const stream of [child.stdout, child.stderr]) {
@@ -151,14 +171,22 @@ function output(
         text += chunk.toString()
       })
     }
-    child.once('error', (cause) => {
-      reject(
-        new VbdError('ERR_VBD_UNSUPPORTED', `${command} cannot be run`, {
-          cause,
-          remedy: 'install it: apt-get install e2fsprogs',
-        }),
-      )
+    let failure: NodeJS.ErrnoException | undefined
+    child.once('error', (error) => {
+      failure = error
     })
-    child.once('close', (code) => resolve({ code: code ?? 1, output: text }))
+    // Only now is it gone, and nothing writes any more.
+    child.once('close', (code) => {
+      if (failure === undefined) resolve({ code: code ?? 1, output: text })
+      else if (signal.aborted) reject(new VbdError('ERR_VBD_ABORTED', 'interrupted'))
+      else {
+        reject(
+          new VbdError('ERR_VBD_UNSUPPORTED', `${command} cannot be run (${failure.code})`, {
+            cause: failure,
+            remedy: `install what has ${command}; e2fsprogs and coreutils are needed`,
+          }),
+        )
+      }
+    })
   })
 }

@@ -57,9 +57,10 @@ export class Child {
         this.#complaint += error.message
         resolve(this.#ended(1))
       })
-      this.#process.once('close', (code, signal) =>
-        resolve(this.#ended(signal === null ? (code ?? 1) : 1)),
-      )
+      this.#process.once('close', (code, signal) => {
+        if (signal !== null) this.#complaint ||= `killed by ${signal}`
+        resolve(this.#ended(code ?? 1))
+      })
     })
   }
 
@@ -74,8 +75,13 @@ export class Child {
 
   /** As `next`, for the first that is wanted. */
   until(name: string, wanted: (event: ChildEvent) => boolean): Promise<ChildEvent> {
-    if (this.#over) return Promise.reject(this.#failure())
-    return new Promise((resolve, reject) => this.#waiters.add({ name, wanted, resolve, reject }))
+    const promise = new Promise<ChildEvent>((resolve, reject) => {
+      if (this.#over) reject(this.#failure())
+      else this.#waiters.add({ name, wanted, resolve, reject })
+    })
+    // Who waits may have been interrupted meanwhile.
+    promise.catch(() => {})
+    return promise
   }
 
   /** Has `listener` called for every event of that name; one listener for each. */

@@ -461,6 +461,35 @@ describe('changes', () => {
     await Promise.all([expect(read).rejects.toEqual(code('ERR_VBD_STATE')), frontend.close()])
   })
 
+  it('closes while it waits for its backend to come back', async () => {
+    const { frontend, backend, store } = await connect()
+    await backend.die()
+    const disconnected = once(frontend, 'disconnected')
+    await store.write(`${backend.backendPath}/state`, '1')
+    await disconnected
+    const read = frontend.read(0, 512)
+    await Promise.all([expect(read).rejects.toEqual(code('ERR_VBD_STATE')), frontend.close()])
+    expect(frontend.failure).toBeUndefined()
+    expect(await store.read(`${frontend.path}/state`)).toBe('6')
+  })
+
+  it('gives up a backend that refuses again and again', async () => {
+    const { frontend, backend, store } = await connect()
+    await backend.die()
+    const closed = once(frontend, 'closed')
+    let refusals = 0
+    await store.watch(`${frontend.path}/state`, async () => {
+      const state = await store.tryRead(`${frontend.path}/state`)
+      if (state === '3') refusals++
+      const answer = { 1: '2', 3: '5', 5: '5', 6: '6' }[state ?? '']
+      if (answer !== undefined) await store.write(`${backend.backendPath}/state`, answer)
+    })
+    await store.write(`${backend.backendPath}/state`, '2')
+    expect(await closed).toEqual([code('ERR_VBD_STATE')])
+    expect(refusals).toBe(11)
+    await store.close()
+  })
+
   it('closes with requests in flight when asked not to wait', async () => {
     const { frontend, backend } = await connect()
     backend.hold()

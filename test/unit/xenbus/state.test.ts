@@ -222,6 +222,11 @@ describe('decide, as the field has it', () => {
       { own: S.Closing, front: S.Connected, ring: 'attached', intent: 'abandon' },
       ['disconnect', 'closed'],
     ],
+    [
+      'the ring broke while closing',
+      { own: S.Closing, front: S.Connected, ring: 'broken' },
+      ['disconnect'],
+    ],
     ['our directory is gone', { own: undefined, ring: 'attached' }, ['disconnect', 'drop']],
     [
       'state 7',
