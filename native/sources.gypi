@@ -51,12 +51,16 @@
       "native/node/counters_object.cc",
       "native/node/dispatcher.cc",
       "native/node/engine_object.cc",
+      "native/node/host_object.cc",
       "native/node/mock_broker_object.cc",
       "native/node/mock_guest_object.cc",
       "native/node/mock_load.cc",
       "native/node/mock_object.cc",
       "native/node/mock_watcher.cc",
-      "native/node/options.cc"
+      "native/node/notify_object.cc",
+      "native/node/options.cc",
+      "native/node/xenbus_device.cc",
+      "native/node/xenbus_object.cc"
     ]
   }
 }

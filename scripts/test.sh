@@ -15,7 +15,6 @@ CPU_LANE=(native asan tsan)
 JS_LANE=(lint types tidy unit)
 ALONE=(integration)
 
-bash "$(dirname "$0")/setup.sh" test || exit
 source "$(dirname "$0")/common.sh"
 
 wanted=("$@")
@@ -23,6 +22,7 @@ wanted=("$@")
 for phase in "${wanted[@]}"; do
   [[ " ${PHASES[*]} " == *" $phase "* ]] || die "no such phase: $phase" "the phases are: ${PHASES[*]}"
 done
+[ -n "${SKIP_SETUP:-}" ] || bash scripts/setup.sh test || exit
 
 RESULTS=$(mktemp -d)
 trap 'rm -rf "$RESULTS"' EXIT

@@ -1,5 +1,6 @@
 /**
- * Log: what a daemon's operator reads later: JSON lines with time and level, written by pino without waiting for the disk.
+ * Log: what a daemon's operator reads later: JSON lines with time and level, written by pino
+ * without waiting for the disk.
  */
 import { type DestinationStream, destination, type Logger, pino } from 'pino'
 import { VbdError } from '../errors.js'

@@ -3,6 +3,7 @@
  * exit code. bin/vbdkit.js calls `run`; tests call `main`.
  */
 import { createRequire } from 'node:module'
+import { Command, CommanderError } from 'commander'
 import { toVbdError } from '../errors.js'
 import { addDemo } from './commands/demo.js'
 import { addGuest } from './commands/guest.js'
@@ -12,7 +13,7 @@ import { addResize } from './commands/resize.js'
 import { addServe } from './commands/serve.js'
 import { addStats } from './commands/stats.js'
 import { addTune } from './commands/tune.js'
-import { Command, CommanderError, type Context, EXIT_CODES, fromCommander } from './program.js'
+import { type Context, EXIT_CODES, fromCommander } from './program.js'
 import { Terminal } from './terminal.js'
 
 /** After this long nothing that a finished command left behind may hold the process. */
@@ -70,7 +71,8 @@ function buildProgram(context: Context): Command {
     })
     .addHelpText(
       'after',
-      `\nDOM:VDEV names a disk of a guest: the domain's number, and a device as xl takes it (1:xvda, 7:51712, 3:d0p1).\n\n${EXIT_CODES}`,
+      '\nDOM:VDEV names a disk of a guest: the number of the domain, and a device as xl takes it\n' +
+        `(1:xvda, 7:51712, 3:d0p1).\n\n${EXIT_CODES}`,
     )
   for (const add of [addServe, addGuest, addMock, addList, addStats, addResize, addTune, addDemo]) {
     add(program, context)

@@ -1,6 +1,7 @@
 /**
- * Options: how words of the command line become values. A word that does not fit is an ERR_VBD_ARGUMENT in one line that
- * names the option; ranges are in the help and in the message alike.
+ * Options: how words of the command line become values. A word that does not fit is an
+ * ERR_VBD_ARGUMENT in one line that names the option; ranges are in the help and in the message
+ * alike.
  */
 import { Option } from 'commander'
 import { z } from 'zod'

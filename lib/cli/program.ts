@@ -1,8 +1,9 @@
 /**
  * Program: the shape that every command has. A command parses, calls into the library, prints through the Terminal and
- * returns its exit code; what it throws is printed in main.ts. Help, misspellings and exit codes are the same everywhere.
+ * returns its exit code; what it throws is printed in main.ts. Help, misspellings and exit codes
+ * are the same everywhere.
  */
-import { Command, CommanderError } from 'commander'
+import type { Command, CommanderError } from 'commander'
 import { VbdError } from '../errors.js'
 import type { Terminal } from './terminal.js'
 
@@ -62,4 +63,4 @@ export function fromCommander(error: CommanderError, command: string): Error {
   return new VbdError('ERR_VBD_ARGUMENT', first, { remedy })
 }
 
-export { Command, CommanderError }
+export type { Command, CommanderError }

@@ -1,7 +1,8 @@
 /**
- * Terminal: all that a command prints. For people: lines on stdout, colour only on a terminal. For programs (--json): one
- * JSON document, or JSON lines where a command goes on. Errors are one line and a remedy on stderr, never a stack trace
- * (VBDKIT_DEBUG=1 adds it); with --json they are also the last line of stdout.
+ * Terminal: all that a command prints. For people: lines on stdout, colour only on a terminal. For
+ * programs (--json): one JSON document, or JSON lines where a command goes on. Errors are one line
+ * and a remedy on stderr, never a stack trace (VBDKIT_DEBUG=1 adds it); with --json they are also
+ * the last line of stdout.
  */
 import { inspect } from 'node:util'
 import type { VbdError } from '../errors.js'

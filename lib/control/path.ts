@@ -1,6 +1,7 @@
 /**
- * Where control sockets are. Each `serve` has one of its own, named after its disk, in a folder that belongs to the mock
- * Xen or to the user; so a command that is told only the disk finds the process that serves it.
+ * Where control sockets are. Each `serve` has one of its own, named after its disk, in a folder
+ * that belongs to the mock Xen or to the user; so a command that is told only the disk finds the
+ * process that serves it.
  */
 import { lstatSync, readdirSync } from 'node:fs'
 import { tmpdir } from 'node:os'

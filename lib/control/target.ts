@@ -3,7 +3,6 @@
  */
 import type { Backend } from '../backend.js'
 import type { Vbd, VbdTunables } from '../vbd/vbd.js'
-import type { Tuning } from './protocol.js'
 import type { ControlTarget } from './server.js'
 
 /** One line of `list`. */

@@ -49,6 +49,11 @@ export interface NativeEngine {
   tune(tunables: Partial<Tunables>): void
   /** Threads, file descriptors aside: what the engine holds, for leak checks. */
   resources(): { reactors: number; vbds: number; disks: number }
+  /**
+   * How often each reactor has turned. A call also wakes them all: a count that is the same at the next call, some
+   * seconds later, is of a reactor that hangs. Reactors of guests served apart are left out.
+   */
+  heartbeats(): number[]
   close(): Promise<void>
 }
 
@@ -155,6 +160,39 @@ export interface LoadResult {
   readonly latencyNs: import('./engine.js').HistogramCounters
 }
 
+/** What became of one of Xen's libraries. */
+export interface HostLibrary {
+  /** `libxengnttab.so.1` */
+  readonly soname: string
+  /** The file that was loaded, its links followed; empty when none was. */
+  readonly path: string
+  /** Why none was loaded; empty when one was. */
+  readonly error: string
+  /** Functions that it lacks and that are needed. */
+  readonly missing: string[]
+}
+
+/** What this machine has of what a backend on real Xen needs. */
+export interface HostProbe {
+  readonly gnttab: HostLibrary
+  readonly evtchn: HostLibrary
+  /** /dev/xen/gntdev and /dev/xen/evtchn; `errno` of opening each, 0 where it opens. */
+  readonly devices: { readonly path: string; readonly errno: number }[]
+  /** The kernel copies grants by itself. Without it (or where nothing opens) copying costs a mapping per page. */
+  readonly grantCopy: boolean
+  /** The kernel's pages are Xen's 4 KiB. */
+  readonly smallPages: boolean
+  /** All that keeps guests from being served, one phrase each. */
+  readonly problems: string[]
+}
+
+/** /dev/xen/xenbus, open. Keeps the process alive. */
+export interface NativeXenbusDevice {
+  /** Queues one whole packet. Never blocks. Quietly nothing after close(). */
+  write(packet: Uint8Array): void
+  close(): void
+}
+
 export interface Addon {
   readonly version: string
   /** What this kernel allows. */
@@ -177,6 +215,25 @@ export interface Addon {
     onEvent: (ports: number[]) => void,
     onClose: () => void,
   ): NativeMockGuest
+  /**
+   * This machine's Xen. `onSlow` is told of every grant call that slept in the kernel, with the guest that it was for.
+   * Throws `unsupported` with all that is missing in the message.
+   */
+  openHostXen(onSlow?: (domid: number, elapsedMs: number) => void): NativeXen
+  /** Looks what there is of Xen here; leaves nothing open. */
+  probeHost(): HostProbe
+  /**
+   * Opens the xenbus device at `path`. `onData` gets bytes as they come, not packets; `onRefused` a packet that the
+   * device answered with an errno instead of an answer; `onLost` comes once, with the errno of reading or 0.
+   */
+  openXenbusDevice(
+    path: string,
+    onData: (chunk: Buffer) => void,
+    onRefused: (packet: Buffer, errno: number) => void,
+    onLost: (errno: number) => void,
+  ): NativeXenbusDevice
+  /** Sends `text` to the service manager's socket, abstract where the path begins with `@`. Never blocks. */
+  sdNotify(socketPath: string, text: string): void
   createEngine(options: {
     xen: NativeXen
     reactors: number

@@ -28,6 +28,11 @@ export interface Connection {
   readonly rings: readonly RingLayout[]
   /** Both sides said `feature-persistent`. */
   readonly persistent: boolean
+  /**
+   * Serve the guest on a thread of its own, where grant calls that sleep (its pages are paged out) hold up no other
+   * guest. False by default.
+   */
+  readonly apart?: boolean
 }
 
 /** What the engine was told to offer; the same for every connection of a vbd. */

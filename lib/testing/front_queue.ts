@@ -50,6 +50,13 @@ export interface FrontQueueOptions {
   readonly host: FrontQueueHost
 }
 
+/** One ring handed to a load generator. */
+export interface LentRing {
+  readonly ringOffset: number
+  readonly ringPages: number
+  readonly port: number
+}
+
 export interface FrontQueueHost {
   /** A piece was answered. `status` is 0, -1 or -2. */
   answered(operation: Operation, piece: Piece, status: number): void

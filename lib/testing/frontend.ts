@@ -17,7 +17,7 @@ import { throwIfAborted, toVbdError, VbdError } from '../errors.js'
 import { DiskIo, type Feature, type OperationOptions } from './disk_io.js'
 import { FrontBus, type WaitOptions, within, XENBUS } from './front_bus.js'
 import { type DiskProperties, parseNumber } from './front_keys.js'
-import type { FrontQueue } from './front_queue.js'
+import type { FrontQueue, LentRing } from './front_queue.js'
 import type { ConnectionSummary, Violation } from './frontend_events.js'
 import { type Choices, chooseOptions, type FrontendOptions } from './frontend_options.js'
 import type { GuestContext } from './guest_context.js'
@@ -27,13 +27,6 @@ import { RequestScheduler } from './request_scheduler.js'
 import { SECTOR_BYTES } from './wire.js'
 
 export type FrontendState = 'idle' | 'connecting' | 'connected' | 'closing' | 'closed' | 'broken'
-
-/** One ring handed to a load generator. */
-export interface LentRing {
-  readonly ringOffset: number
-  readonly ringPages: number
-  readonly port: number
-}
 
 /** Violations kept for later inspection; all of them are told as events. */
 const MAX_VIOLATIONS = 100
@@ -343,8 +336,7 @@ export class Frontend extends DiskIo implements AsyncDisposable {
     this.#guest.signal.removeEventListener('abort', this.#onGuestGone)
     this.#life.abort(failure)
     this.#release(false)
-    const message = failure?.message ?? 'the frontend is closed'
-    this.scheduler.refuse(new VbdError('ERR_VBD_STATE', message, { vbd: this.vbd, cause: failure }))
+    this.scheduler.refuse(this.#closedError())
     const bus = this.#handshake?.bus
     this.#handshake = undefined
     this.emit('closed', failure)
@@ -380,11 +372,18 @@ export class Frontend extends DiskIo implements AsyncDisposable {
   protected usable(): DiskProperties | VbdError {
     const usable = this.#state === 'connected' || this.#state === 'connecting'
     if (usable && this.#properties !== undefined) return this.#properties
-    return this.#failure ?? this.#wrongState('does I/O')
+    if (this.#state === 'broken') return this.#failure!
+    return this.#isOver() ? this.#closedError() : this.#wrongState('does no I/O')
   }
 
   protected isLost(feature: Feature): boolean {
     return this.#lost.has(feature)
+  }
+
+  /** What operations of a closed disk reject with. */
+  #closedError(): VbdError {
+    const message = this.#failure?.message ?? 'the disk is closed'
+    return new VbdError('ERR_VBD_STATE', message, { vbd: this.vbd, cause: this.#failure })
   }
 
   #wrongState(what: string): VbdError {

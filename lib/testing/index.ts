@@ -14,8 +14,9 @@ export type {
   WriteOptions,
 } from './disk_io.js'
 export type { DiskProperties } from './front_keys.js'
+export type { LentRing } from './front_queue.js'
 export { FrontRing, passesEvent, type RingIndices } from './front_ring.js'
-export { Frontend, type FrontendState, type LentRing } from './frontend.js'
+export { Frontend, type FrontendState } from './frontend.js'
 export type { ConnectionSummary, FrontendEvents, Violation } from './frontend_events.js'
 export type { FrontendOptions } from './frontend_options.js'
 export { MockGuest, type MockGuestEvents, type MockGuestOptions } from './guest.js'

@@ -200,6 +200,9 @@ export class Lifecycle {
     const reading = await device.read()
     if (this.#closed) return false
     this.#reporter.observe(reading.own, reading.front)
+    // Published, though the connection was lost before we were told so.
+    const connected = reading.own === XenbusState.Connected && this.#ring === 'attached'
+    if (connected && !this.#announced) this.#announce()
     // Advertised by a process before us, on terms that we do not know: we state ours first.
     const unknownTerms =
       reading.own === XenbusState.InitWait && this.#offer === undefined && this.#intent === 'serve'
@@ -260,14 +263,16 @@ export class Lifecycle {
     this.#reason = undefined
     // Cleared before: it may change again while we write.
     this.#sizeChanged = false
-    const outcome = await device.update(own, async (tx, path) => {
-      await this.#writeKeys(tx, path)
-      if (own !== XenbusState.InitWait) await tx.write(`${path}/state`, `${XenbusState.InitWait}`)
-    })
-    if (outcome !== 'written') {
-      this.#offer = undefined
-      return false
+    let outcome: WriteOutcome = 'changed'
+    try {
+      outcome = await device.update(own, async (tx, path) => {
+        await this.#writeKeys(tx, path)
+        if (own !== XenbusState.InitWait) await tx.write(`${path}/state`, `${XenbusState.InitWait}`)
+      })
+    } finally {
+      if (outcome !== 'written') this.#offer = undefined
     }
+    if (outcome !== 'written') return false
     this.#reporter.observe(XenbusState.InitWait, this.#reporter.front)
     return true
   }
@@ -314,11 +319,15 @@ export class Lifecycle {
       await tx.write(`${path}/state`, `${XenbusState.Connected}`)
     })
     if (outcome !== 'written') return false
-    this.#announced = true
     this.#reporter.observe(XenbusState.Connected, this.#reporter.front)
+    this.#announce()
     await device.clearError()
-    this.#o.events.connected(this.#connection!)
     return true
+  }
+
+  #announce(): void {
+    this.#announced = true
+    this.#o.events.connected(this.#connection!)
   }
 
   async #disconnect(): Promise<boolean> {

@@ -205,7 +205,7 @@ export class Device {
     await Promise.all(watches.map((watch) => quietly(watch.close())))
   }
 
-  /** A guest may make its keys unreadable for us: then they are not there (H25). */
+  /** A guest may make its keys unreadable for us: then they are not there. */
   async #readGuest(path: string): Promise<string | undefined> {
     try {
       return await this.#store.tryRead(path)

@@ -12,10 +12,11 @@
  */
 import { VbdError } from '../errors.js'
 import { backoffMs, pause } from './backoff.js'
+import { dialXenstore, type OpenXenbusDevice } from './device_transport.js'
 import { Link } from './link.js'
 import { hasErrno, Operations } from './operations.js'
 import { runTransaction } from './transact.js'
-import { type Dial, defaultXenstorePath, dialUnix } from './transport.js'
+import type { Dial } from './transport.js'
 import { type WatchEntry, WatchSet } from './watch_set.js'
 import { MESSAGE, untilNul } from './wire.js'
 import {
@@ -27,8 +28,10 @@ import {
 } from './xenstore.js'
 
 export interface XenstoreOptions {
-  /** The daemon's socket; `defaultXenstorePath()` when absent. */
+  /** The daemon's socket, or the xenbus device; when absent `defaultXenstorePath()`, and without it the device. */
   path?: string
+  /** Opens the xenbus device, for a domain where no daemon runs. Without it there are sockets only. */
+  openDevice?: OpenXenbusDevice
   /** How to reach the daemon otherwise than by `path`. */
   dial?: Dial
   /** How long opening, and a request that finds no connection, waits for the daemon, in ms. 10000 by default. */
@@ -91,7 +94,9 @@ export class XenstoreClient implements Xenstore {
     }
     this.#dial =
       options.dial ??
-      dialUnix(options.path ?? defaultXenstorePath(), {
+      dialXenstore({
+        path: options.path,
+        openDevice: options.openDevice,
         patienceMs: this.#waitMs,
         awaitSocket: options.awaitSocket ?? false,
       })

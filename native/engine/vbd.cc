@@ -166,6 +166,7 @@ void Vbd::close_rings() {
 
 void Vbd::settled(State state) {
     std::vector<std::function<void()>> waiting;
+    std::shared_ptr<xen::Xen> unused;
     bool close_now = false;
     {
         std::lock_guard lock(mutex_);
@@ -175,7 +176,10 @@ void Vbd::settled(State state) {
             close_now = true;
         }
         disconnect_wanted_ = false;
-        if (state == State::kIdle) waiting.swap(waiting_);
+        if (state == State::kIdle) {
+            waiting.swap(waiting_);
+            unused.swap(xen_);
+        }
     }
     if (close_now) close_rings();
     for (auto& done : waiting) done();

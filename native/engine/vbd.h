@@ -59,7 +59,7 @@ class Vbd : public std::enable_shared_from_this<Vbd> {
     memory::Strategy strategy_for(const ConnectionSpec& spec) const;
 
     std::shared_ptr<VbdShared> shared_;
-    std::shared_ptr<xen::Xen> xen_;  // of the last connection: its handles need it
+    std::shared_ptr<xen::Xen> xen_;  // while there is a connection: its handles need it
     std::mutex mutex_;  // control plane only: the four below, between the control thread and the last reactor to finish
     State state_ = State::kIdle;
     bool disconnect_wanted_ = false;

@@ -5,6 +5,7 @@
 
 #include "block/io_context.h"
 #include "node/engine_object.h"
+#include "node/host_object.h"
 #include "node/mock_object.h"
 
 namespace {
@@ -31,6 +32,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
     exports.Set("version", VBDKIT_VERSION);
     exports.Set("probe", Napi::Function::New(env, probe));
     vbd::node::export_engine(env, exports);
+    vbd::node::export_host(env, exports);
     vbd::node::export_mock(env, exports);
     return exports;
 }

@@ -2,15 +2,16 @@
 #include "node/engine_object.h"
 
 #include <algorithm>
+#include <map>
 
 #include "block/open_device.h"
 #include "engine/vbd.h"
 #include "node/convert.h"
 #include "node/counters_object.h"
 #include "node/dispatcher.h"
-#include "node/mock_object.h"
 #include "node/options.h"
 #include "node/wrap.h"
+#include "node/xen_handle.h"
 
 namespace vbd::node {
 
@@ -26,6 +27,9 @@ struct DiskState {
 struct EngineState {
     std::shared_ptr<xen::Xen> xen;
     std::vector<std::unique_ptr<engine::Reactor>> reactors;
+    /// Guests that are served apart, each with a reactor of its own: what may sleep for them holds up nobody else.
+    std::map<DomainId, std::vector<std::unique_ptr<engine::Reactor>>> apart;
+    engine::Reactor::Options reactor_options;  // of the next one
     std::vector<std::weak_ptr<engine::Vbd>> vbds;
     std::vector<std::weak_ptr<DiskState>> disks;
     std::shared_ptr<Dispatcher> dispatcher;
@@ -37,7 +41,33 @@ struct EngineState {
     // Joins every thread; no callback comes after it.
     void stop() {
         reactors.clear();
+        apart.clear();
         if (dispatcher) dispatcher->close();
+        xen.reset();  // now, and not when JavaScript has collected the engine
+    }
+
+    template <typename Function>
+    void each_reactor(Function function) {
+        for (auto& reactor : reactors) function(*reactor);
+        for (auto& [domain, own] : apart) function(*own.front());
+    }
+
+    /// The reactor of one guest alone. Those of others that have no ring any more go.
+    Result<std::span<const std::unique_ptr<engine::Reactor>>> reactor_apart(DomainId domain) {
+        std::erase_if(apart, [domain](auto& entry) {
+            return entry.first != domain && entry.second.front()->ring_count() == 0;
+        });
+        auto& own = apart[domain];
+        if (own.empty()) {
+            reactor_options.name = "vbdkit-dom" + std::to_string(domain);
+            auto reactor = engine::Reactor::start(reactor_options);
+            if (!reactor) {
+                apart.erase(domain);
+                return reactor.error();
+            }
+            own.push_back(std::move(reactor).value());
+        }
+        return std::span<const std::unique_ptr<engine::Reactor>>(own);
     }
 
     std::vector<std::shared_ptr<engine::Vbd>> live_vbds() {
@@ -141,10 +171,13 @@ void apply_tunables(const std::shared_ptr<EngineState>& engine, engine::Tunables
         if (!value.IsNumber()) return std::nullopt;
         return std::max(0.0, value.As<Napi::Number>().DoubleValue());
     };
-    for (auto& reactor : engine->reactors) {
-        if (auto poll_us = number("pollUs")) reactor->set_poll_us(static_cast<uint32_t>(*poll_us));
-        if (auto pages = number("maxBufferPages")) reactor->set_max_buffer_pages(static_cast<uint32_t>(*pages));
-    }
+    engine::Reactor::Options& options = engine->reactor_options;
+    if (auto poll_us = number("pollUs")) options.poll_us = static_cast<uint32_t>(*poll_us);
+    if (auto pages = number("maxBufferPages")) options.max_buffer_pages = static_cast<uint32_t>(*pages);
+    engine->each_reactor([&options](engine::Reactor& reactor) {
+        reactor.set_poll_us(options.poll_us);
+        reactor.set_max_buffer_pages(options.max_buffer_pages);
+    });
     if (!vbd) return;
     if (auto cap = number("maxPersistentGrants")) vbd->max_persistent_grants = static_cast<uint32_t>(*cap);
     if (auto seconds = number("persistentGrantIdleSeconds")) {
@@ -161,11 +194,20 @@ Napi::Value connect_vbd(const std::shared_ptr<VbdState>& state, const Napi::Call
         throw_error(env, spec.error());
         return env.Undefined();
     }
+    std::span<const std::unique_ptr<engine::Reactor>> reactors = state->engine->reactors;
+    if (info[0].As<Napi::Object>().Get("apart").ToBoolean()) {
+        auto own = state->engine->reactor_apart(spec.value().domain);
+        if (!own) {
+            throw_error(env, own.error());
+            return env.Undefined();
+        }
+        reactors = own.value();
+    }
     auto deferred = Napi::Promise::Deferred::New(env);
     auto dispatcher = state->engine->dispatcher;
     dispatcher->hold();
     state->vbd->connect(
-        spec.value(), state->engine->xen, state->engine->reactors,
+        spec.value(), state->engine->xen, reactors,
         [dispatcher, deferred](Result<memory::Strategy> outcome) {
             dispatcher->post([dispatcher, deferred, outcome = std::move(outcome)](Napi::Env task_env) {
                 dispatcher->let_go();
@@ -230,10 +272,10 @@ Napi::Value create_vbd(const std::shared_ptr<EngineState>& engine, const Napi::C
     object.Set("counters", Napi::Function::New(env, [state](const Napi::CallbackInfo& call) -> Napi::Value {
                    if (!state->vbd) return throw_closed(call.Env(), "the vbd");
                    PoolPages pool;
-                   for (auto& reactor : state->engine->reactors) {
-                       pool.in_use += reactor->pool_pages_in_use();
-                       pool.free += reactor->pool_pages_free();
-                   }
+                   state->engine->each_reactor([&pool](engine::Reactor& reactor) {
+                       pool.in_use += reactor.pool_pages_in_use();
+                       pool.free += reactor.pool_pages_free();
+                   });
                    return counters_object(call.Env(), *state->vbd, pool);
                }));
     object.Set("close", Napi::Function::New(env, [state](const Napi::CallbackInfo& call) {
@@ -270,7 +312,7 @@ Napi::Value close_engine(const std::shared_ptr<EngineState>& engine, Napi::Env e
 
 Napi::Value resources(const std::shared_ptr<EngineState>& engine, Napi::Env env) {
     Napi::Object object = Napi::Object::New(env);
-    set_number(object, "reactors", static_cast<double>(engine->reactors.size()));
+    set_number(object, "reactors", static_cast<double>(engine->reactors.size() + engine->apart.size()));
     set_number(object, "vbds", static_cast<double>(engine->live_vbds().size()));
     std::erase_if(engine->disks, [](auto& weak) {
         auto disk = weak.lock();
@@ -278,6 +320,17 @@ Napi::Value resources(const std::shared_ptr<EngineState>& engine, Napi::Env env)
     });
     set_number(object, "disks", static_cast<double>(engine->disks.size()));
     return object;
+}
+
+// An idle reactor sleeps without a beat: each call wakes all of them, so that the next call finds every healthy one further on.
+// Reactors apart are left out: they are apart because they may be held up.
+Napi::Value heartbeats(const std::shared_ptr<EngineState>& engine, Napi::Env env) {
+    Napi::Array beats = Napi::Array::New(env, engine->reactors.size());
+    for (uint32_t i = 0; i < engine->reactors.size(); i++) {
+        beats.Set(i, Napi::Number::New(env, static_cast<double>(engine->reactors[i]->heartbeat())));
+        engine->reactors[i]->mailbox().wake();
+    }
+    return beats;
 }
 
 Napi::Value create_engine(const Napi::CallbackInfo& info) {
@@ -315,6 +368,8 @@ Napi::Value create_engine(const Napi::CallbackInfo& info) {
                }));
     object.Set("resources", Napi::Function::New(
                                 env, [state](const Napi::CallbackInfo& call) { return resources(state, call.Env()); }));
+    object.Set("heartbeats", Napi::Function::New(
+                                 env, [state](const Napi::CallbackInfo& call) { return heartbeats(state, call.Env()); }));
     object.Set("close", Napi::Function::New(
                             env, [state](const Napi::CallbackInfo& call) { return close_engine(state, call.Env()); }));
     return object;

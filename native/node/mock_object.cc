@@ -9,20 +9,20 @@
 #include "node/mock_broker_object.h"
 #include "node/mock_guest_object.h"
 #include "node/mock_watcher.h"
-#include "node/wrap.h"
+#include "node/xen_handle.h"
 #include "xen/mock_client.h"
 
 namespace vbd::node {
 namespace {
 
-constexpr napi_type_tag kXenTag = {0x7662646b69740002, 0x3e40};
-
 /// NativeXen. The watcher is there only for a caller that wants to know when the broker dies.
-class XenState final : public Closable, public std::enable_shared_from_this<XenState> {
+class XenState final : public Closable,
+                       public XenHandle,
+                       public std::enable_shared_from_this<XenState> {
   public:
     explicit XenState(std::shared_ptr<xen::MockXen> xen) : xen_(std::move(xen)) {}
 
-    const std::shared_ptr<xen::MockXen>& xen() const { return xen_; }
+    std::shared_ptr<xen::Xen> xen() const override { return xen_; }
 
     Status watch(Napi::Env env, Napi::Function on_close) {
         on_close_ = Napi::Persistent(on_close);
@@ -85,18 +85,13 @@ Napi::Value connect_mock(const Napi::CallbackInfo& info) {
     }
     state->keep(env, state);
     Napi::Object object = Napi::Object::New(env);
-    wrap(object, kXenTag, state);
+    wrap<XenHandle>(object, kXenTag, state);
     object.Set("close",
                Napi::Function::New(env, [state](const Napi::CallbackInfo&) { state->close(); }));
     return object;
 }
 
 }  // namespace
-
-std::shared_ptr<xen::Xen> xen_of(Napi::Value value) {
-    const auto state = unwrap<XenState>(value, kXenTag);
-    return state ? state->xen() : nullptr;
-}
 
 void export_mock(Napi::Env env, Napi::Object exports) {
     exports.Set("connectMock", Napi::Function::New(env, connect_mock, "connectMock"));

@@ -4,6 +4,7 @@
 //   - a mapping is unmapped whole, with the count it was mapped with;
 //   - one bad reference fails a whole map call, and nothing of that call stays mapped;
 //   - copy reports a status per segment; a whole-call failure fails every segment.
+// What a handle still has mapped when it goes is unmapped with it.
 #pragma once
 
 #include <cstdint>

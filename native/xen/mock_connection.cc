@@ -138,9 +138,11 @@ Error Connection::lost_error(const std::string& what) const {
 
 Result<std::shared_ptr<DomainView>> Connection::domain(DomainId domain) {
     const std::lock_guard lock(views_mutex_);
+    std::erase_if(views_, [](const auto& entry) { return entry.second.expired(); });
     const auto known = views_.find(domain);
     if (known != views_.end()) {
-        if (known->second->state() != kGone) return known->second;
+        std::shared_ptr<DomainView> view = known->second.lock();
+        if (view && view->state() != kGone) return view;
         views_.erase(known);  // a later domain of the same number is another one
     }
     const std::string what = "reaching domain " + std::to_string(domain);

@@ -69,8 +69,8 @@ class Connection {
     /// One request without a reply; nothing happens when the broker is gone.
     void tell(const Request& request);
 
-    /// The memory of a domain, asked for once. Errors: kXen with ESRCH (no such domain), EMFILE,
-    /// ENOMEM, and call()'s.
+    /// The memory of a domain, asked for once while anybody uses it. Errors: kXen with ESRCH (no
+    /// such domain), EMFILE, ENOMEM, and call()'s.
     Result<std::shared_ptr<DomainView>> domain(DomainId domain);
 
     /// Tells the broker, if that domain is dying, that we gave something back.
@@ -99,7 +99,8 @@ class Connection {
     std::atomic<int> lost_errno_{0};
     std::mutex call_mutex_;  // one request at a time
     std::mutex views_mutex_;
-    std::map<DomainId, std::shared_ptr<DomainView>> views_;
+    /// A view closes with its last user, so that of a domain that is gone nothing stays.
+    std::map<DomainId, std::weak_ptr<DomainView>> views_;
 };
 
 }  // namespace vbd::xen::mock

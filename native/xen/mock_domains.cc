@@ -146,10 +146,8 @@ Result<BoundPort> Domains::bind(DomainId self, ClientId client, DomainId remote,
     Result<Port> port = free_port(self);
     if (!port) return port.error();
     std::shared_ptr<EventPair> events = peer->second.events;
-    // What the peer sent while nobody was bound was dropped; then Xen leaves one event pending for
-    // the new end, since it cannot know whether one was lost.
-    uint64_t drained = 0;
-    (void)!::read(events->binder.get(), &drained, sizeof(drained));
+    // Xen leaves one event pending for the new end, since it cannot know whether one was lost. What
+    // the peer sent while nobody was bound coalesces into it.
     const uint64_t one = 1;
     (void)!::write(events->binder.get(), &one, sizeof(one));
     peer->second.remote_port = port.value();

@@ -255,7 +255,7 @@ describe('runGuest', () => {
       await backend.serve('1:xvda', file(image), { transfer, queues: 4 })
       const events: GuestEvent[] = []
       const nbdSocket = join(dir, 'nbd.sock')
-      const running = await runGuest({
+      await using running = await runGuest({
         dir: mock.dir,
         domid: 1,
         vdev: 'xvda',
@@ -302,7 +302,12 @@ describe('runGuest', () => {
     await expect(starting).rejects.toMatchObject({ code: 'ERR_VBD_ABORTED' })
     await backend.serve('1:xvda', memory('4M'))
     const stop = new AbortController()
-    const running = await runGuest({ dir: mock.dir, domid: 1, vdev: 'xvda', signal: stop.signal })
+    await using running = await runGuest({
+      dir: mock.dir,
+      domid: 1,
+      vdev: 'xvda',
+      signal: stop.signal,
+    })
     stop.abort()
     await running.done
     expect(running.frontend.state).toBe('closed')
@@ -310,7 +315,7 @@ describe('runGuest', () => {
 
   it('rejects `done` with what ended it', async () => {
     const vbd = await backend.serve('1:xvda', memory('4M'))
-    const running = await runGuest({ dir: mock.dir, domid: 1, vdev: 'xvda', nbdPort: 0 })
+    await using running = await runGuest({ dir: mock.dir, domid: 1, vdev: 'xvda', nbdPort: 0 })
     await vbd.close()
     await expect(running.done).rejects.toMatchObject({
       code: expect.stringMatching(/STATE|NOT_FOUND/),

@@ -119,7 +119,7 @@ it.each(['persistent', 'copy', 'map'])(
 it('says that its backend is silent, and that it is back', async () => {
   const first = serve()
   const events = new EventEmitter()
-  const running = await runGuest({
+  await using running = await runGuest({
     dir: mock.dir,
     domid: 1,
     vdev: 'xvda',

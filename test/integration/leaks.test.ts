@@ -3,7 +3,7 @@
  * process holds exactly the descriptors, threads and files that it held before.
  */
 import { setImmediate as turn } from 'node:timers/promises'
-import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import type { Disk } from '../../lib/disk/disk.js'
 import { file, memory } from '../../lib/disk/drivers.js'
 import type { Protocol, TransferChoice } from '../../lib/engine/engine.js'
@@ -12,6 +12,7 @@ import type { Frontend } from '../../lib/testing/frontend.js'
 import type { MockGuest } from '../../lib/testing/guest.js'
 import type { MannersName } from '../../lib/testing/manners.js'
 import type { Vbd } from '../../lib/vbd/vbd.js'
+import { PRIVILEGED } from '../../lib/xenstore/permission.js'
 import { Random, VerifiedDisk } from '../support/product_verify.js'
 import { diskFolder, MIB, World } from '../support/product_world.js'
 import { type Census, census, expectBackTo, ownTemporaryFolder } from '../support/resources.js'
@@ -183,10 +184,24 @@ async function cycle(world: World, name: string, random: Random): Promise<void> 
   expect(vbd.stats().inFlight).toBe(0)
 }
 
+/** Every node of the mock's xenstore. */
+function nodesOf({ mock }: World, path = ''): string[] {
+  const children = mock.server.store.list(PRIVILEGED, path === '' ? '/' : path).children
+  return [...children].flatMap((name) => [
+    `${path}/${name}`,
+    ...nodesOf({ mock } as World, `${path}/${name}`),
+  ])
+}
+
+/** Waits until xenstore holds these nodes and no others. */
+async function expectNodes(world: World, nodes: readonly string[]): Promise<void> {
+  await vi.waitFor(() => expect(nodesOf(world)).toEqual(nodes), { timeout: 15_000, interval: 20 })
+}
+
 describe('guests that come and go', () => {
   let world: World
   let baseline: Census
-  let nodes: number
+  let nodes: readonly string[]
   let folders: number
 
   beforeAll(async () => {
@@ -195,7 +210,7 @@ describe('guests that come and go', () => {
     for (const name of names) await cycle(world, name, new Random(1))
     folders = world.dropFolders()
     baseline = census()
-    nodes = world.mock.server.store.size
+    nodes = nodesOf(world)
   })
   afterAll(() => world.close())
 
@@ -203,7 +218,7 @@ describe('guests that come and go', () => {
     for (let seed = 1; seed <= 4; seed++) await cycle(world, name, new Random(seed * 7919))
     world.dropFolders()
     await expectBackTo(baseline)
-    expect(world.mock.server.store.size).toBe(nodes)
+    await expectNodes(world, nodes)
     expect(world.engine.resources()).toMatchObject({ reactors: 2, vbds: 0, disks: 0 })
   })
 
@@ -221,7 +236,7 @@ describe('guests that come and go', () => {
     }
     world.dropFolders()
     await expectBackTo(baseline)
-    expect(world.mock.server.store.size).toBe(nodes)
+    await expectNodes(world, nodes)
     expect(world.engine.resources()).toMatchObject({ reactors: 2, vbds: 0, disks: 0 })
     expect(world.said.errors).toEqual([])
   }, 300_000)

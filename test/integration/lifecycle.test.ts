@@ -645,6 +645,38 @@ describe('the connection to xenstore', () => {
     expect(world.vbd?.connects).toBe(1)
   })
 
+  it.each([1, 2, 3])(
+    'is lost after commit %d took effect, and before it was answered',
+    async (commit) => {
+      await open()
+      await world.createDomain()
+      await world.attach()
+      world.ours.loseAfterCommit = commit === 1
+      const vbd = await world.backend.serve('1:xvda', memory('1MiB'), { toolstack: 'wait' })
+      await world.reach(2)
+      const restore = async () => {
+        await world.until(() => !world.ours.connected, 'lost')
+        await world.settle()
+        world.ours.restore()
+      }
+      if (commit === 1) await restore()
+      world.ours.loseAfterCommit = commit === 2
+      await world.publishRing()
+      await world.frontState(3)
+      await world.reach(4)
+      if (commit === 2) await restore()
+      await vbd.whenConnected({ timeoutMs: 10_000 })
+      world.ours.loseAfterCommit = commit === 3
+      await world.frontState(6)
+      await world.reach(6)
+      if (commit === 3) await restore()
+      await world.frontState(1)
+      await world.reach(2)
+      expect(vbd.connected).toBe(false)
+      expect(world.vbd?.connects).toBe(1)
+    },
+  )
+
   it('is lost for good: closing does not wait for it', async () => {
     await attached()
     await world.connectLinux()

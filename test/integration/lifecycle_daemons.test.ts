@@ -3,13 +3,13 @@
  * differ in what conflicts, in the order of watch events and in how domains and their permissions are known; a vbd's
  * life must not.
  */
-import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest'
+import { afterEach, describe, expect, it } from 'vitest'
 import { Backend } from '../../lib/backend.js'
 import { memory } from '../../lib/disk/drivers.js'
 import { connectXenstore, type XenstoreClient } from '../../lib/xenstore/client.js'
 import { FakeEngine } from '../support/fake_engine.js'
 import { whyNot } from '../xenstored/daemon.js'
-import type { RawClient } from '../xenstored/raw_client.js'
+import { type RawClient, SocketClient } from '../xenstored/raw_client.js'
 import { ownTarget, realTarget, type Target } from '../xenstored/target.js'
 
 const servers = {
@@ -18,8 +18,9 @@ const servers = {
   oxenstored: { start: () => realTarget('oxenstored'), missing: await whyNot('oxenstored') },
 }
 
-const FRONT = '/local/domain/7/device/vbd/51712'
-const BACK = '/local/domain/0/backend/vbd/7/51712'
+const domid = 7
+const front = `/local/domain/${domid}/device/vbd/51712`
+const back = `/local/domain/0/backend/vbd/${domid}/51712`
 const PATIENT = { timeout: 15_000, interval: 5 }
 
 for (const [name, { start, missing }] of Object.entries(servers)) {
@@ -32,12 +33,8 @@ for (const [name, { start, missing }] of Object.entries(servers)) {
       let engine: FakeEngine
       let backend: Backend
 
-      beforeAll(async () => {
-        target = await start()
-      })
-      afterAll(() => target?.close())
-
       async function open(): Promise<void> {
+        target = await start()
         engine = new FakeEngine()
         dom0 = await connectXenstore({ path: target.socket })
         const store = await connectXenstore({ path: target.socket })
@@ -53,43 +50,44 @@ for (const [name, { start, missing }] of Object.entries(servers)) {
         await guest?.close()
         guest = undefined
         await backend.close({ timeoutMs: 2000 })
-        await dom0.remove('/local/domain/7')
-        await target.removeDomain(7)
         await dom0.close()
+        await target.close()
         expect(engine.violations).toEqual([])
       })
 
-      /** Domain 7, with what a toolstack writes for it. */
-      async function bear(): Promise<RawClient> {
-        await target.addDomain(7)
-        const born = await target.guest(7)
-        await dom0.write('/local/domain/7/name', 'guest-7')
-        await dom0.mkdir('/local/domain/7/device')
-        guest = born
-        return born
+      /** The domain, with what a toolstack writes for it. */
+      async function bear(): Promise<void> {
+        await target.addDomain(domid)
+        await dom0.write(`/local/domain/${domid}/name`, 'guest')
+        await dom0.mkdir(`/local/domain/${domid}/device`)
+        const raw = await SocketClient.connect(target.socket)
+        const answer = await raw.ask('INTRODUCE', `${domid}\x001\x005\0`)
+        expect(answer?.payload).toBe('OK\0')
+        await raw.close()
+        guest = await target.guest(domid)
       }
 
       /** As the guest itself: what it may not do fails here. */
       async function write(key: string, value: string): Promise<void> {
-        const answer = await guest!.ask('WRITE', `${FRONT}/${key}\0${value}`)
+        const answer = await guest!.ask('WRITE', `${front}/${key}\0${value}`)
         expect(answer?.payload, `the guest writes ${key}`).toBe('OK\0')
       }
 
       const reach = (state: string) =>
-        expect.poll(() => dom0.tryRead(`${BACK}/state`), PATIENT).toBe(state)
+        expect.poll(() => dom0.tryRead(`${back}/state`), PATIENT).toBe(state)
 
       it('is made, connected, resized, closed, reconnected and taken away', async () => {
         await open()
         await bear()
-        const vbd = await backend.serve('7:xvda', memory('1MiB'))
+        const vbd = await backend.serve(`${domid}:xvda`, memory('1MiB'))
         await reach('2')
-        expect(await dom0.getPermissions(FRONT)).toEqual([
-          { access: 'n', domid: 7 },
+        expect(await dom0.getPermissions(front)).toEqual([
+          { access: 'n', domid },
           { access: 'r', domid: 0 },
         ])
-        const seen = await guest!.ask('READ', `${BACK}/max-ring-page-order\0`)
+        const seen = await guest!.ask('READ', `${back}/max-ring-page-order\0`)
         expect(seen?.payload.replace(/\0$/, '')).toBe('4')
-        const forbidden = await guest!.ask('WRITE', `${BACK}/state\x005`)
+        const forbidden = await guest!.ask('WRITE', `${back}/state\x005`)
         expect(forbidden?.payload).toBe('EACCES\0')
 
         await write('ring-ref', '8')
@@ -101,7 +99,7 @@ for (const [name, { start, missing }] of Object.entries(servers)) {
         expect(engine.mapped).toBe(1)
 
         await vbd.resize('2MiB')
-        expect(await dom0.read(`${BACK}/sectors`)).toBe('4096')
+        expect(await dom0.read(`${back}/sectors`)).toBe('4096')
 
         await write('state', '5')
         await reach('5')
@@ -118,13 +116,13 @@ for (const [name, { start, missing }] of Object.entries(servers)) {
         await write('state', '6')
         await closed
         expect(await dom0.tryList('/local/domain/0/backend/vbd')).toEqual([])
-        expect(await dom0.tryRead(`${FRONT}/state`)).toBeUndefined()
+        expect(await dom0.tryRead(`${front}/state`)).toBeUndefined()
       })
 
       it('waits for its domain, and survives the death of it', async () => {
         await open()
-        await backend.serve('7:xvda', memory('1MiB'))
-        expect(await dom0.tryRead(`${BACK}/state`)).toBeUndefined()
+        await backend.serve(`${domid}:xvda`, memory('1MiB'))
+        expect(await dom0.tryRead(`${back}/state`)).toBeUndefined()
         await bear()
         await reach('2')
         await write('ring-ref', '8')
@@ -134,9 +132,9 @@ for (const [name, { start, missing }] of Object.entries(servers)) {
 
         await guest!.close()
         guest = undefined
-        await dom0.remove('/local/domain/7')
-        await target.removeDomain(7)
-        await expect.poll(() => dom0.tryRead(`${BACK}/state`), PATIENT).toBeUndefined()
+        await dom0.remove(`/local/domain/${domid}`)
+        await target.removeDomain(domid)
+        await expect.poll(() => dom0.tryRead(`${back}/state`), PATIENT).toBeUndefined()
         expect(engine.mapped).toBe(0)
 
         await bear()
@@ -146,12 +144,12 @@ for (const [name, { start, missing }] of Object.entries(servers)) {
       it('is served on while the daemon is away', async () => {
         await open()
         await bear()
-        const vbd = await backend.serve('7:xvda', memory('1MiB'))
+        const vbd = await backend.serve(`${domid}:xvda`, memory('1MiB'))
         await reach('2')
         await write('ring-ref', '8')
         await write('event-channel', '15')
         await write('state', '3')
-        await reach('4')
+        await vbd.whenConnected({ timeoutMs: 10_000 })
         const lost = new Promise((resolve) => backend.on('xenstore', resolve))
         await guest!.close()
         guest = undefined

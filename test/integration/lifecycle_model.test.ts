@@ -21,6 +21,7 @@ type Act =
   | { act: 'domain-dies' }
   | { act: 'conflicts'; count: number }
   | { act: 'lose' }
+  | { act: 'lose-after-commit' }
   | { act: 'restore' }
   | { act: 'unreadable' }
   | { act: 'readable' }
@@ -91,6 +92,7 @@ const act: fc.Arbitrary<Act> = fc.oneof(
         'remove' as const,
         'domain-dies' as const,
         'lose' as const,
+        'lose-after-commit' as const,
         'restore' as const,
         'restore' as const,
         'unreadable' as const,
@@ -115,8 +117,7 @@ async function perform(world: VbdWorld, what: Act, pending: Promise<unknown>[]):
     case 'attach':
       return world.attach()
     case 'detach':
-      if (world.state !== undefined) await world.detach()
-      return
+      return world.detach()
     case 'remove':
       return world.removeDirectories()
     case 'own-state':
@@ -130,6 +131,9 @@ async function perform(world: VbdWorld, what: Act, pending: Promise<unknown>[]):
       return
     case 'lose':
       return ours.lose()
+    case 'lose-after-commit':
+      ours.loseAfterCommit = true
+      return
     case 'restore':
       return ours.restore()
     case 'unreadable':
@@ -164,6 +168,7 @@ async function perform(world: VbdWorld, what: Act, pending: Promise<unknown>[]):
 
 /** The world is healthy again, and somebody attaches the device to a well-behaved guest. */
 async function recover(world: VbdWorld): Promise<void> {
+  world.ours.loseAfterCommit = false
   world.ours.restore()
   world.ours.unreadable.clear()
   world.ours.conflicts = 0

@@ -200,7 +200,7 @@ class SmallTmpfs {
         path_ = scratch_folder() + "/vbd-tmpfs-XXXXXX";
         REQUIRE(::mkdtemp(path_.data()));
         ok = ::mount("vbd-test", path_.c_str(), "tmpfs", 0, ("size=" + size).c_str()) == 0;
-        if (!ok) MESSAGE("skipped: cannot mount a tmpfs here: ", std::strerror(errno));
+        if (!ok) MESSAGE("skipped: cannot mount a tmpfs here: ", std::string(std::strerror(errno)));
     }
     ~SmallTmpfs() {
         if (ok) ::umount2(path_.c_str(), MNT_DETACH);
@@ -228,7 +228,7 @@ class LoopDevice {
         if (status == 0) {
             path = line;
         } else {
-            MESSAGE("skipped: no loop device here: ", line);
+            MESSAGE("skipped: no loop device here: ", std::string(line));
         }
     }
     ~LoopDevice() {

@@ -172,6 +172,8 @@ export class SimClient implements Xenstore {
   interruption: (() => Promise<void>) | undefined
   /** So many of the next commits fail with EAGAIN. */
   conflicts = 0
+  /** The next commit takes effect, and the connection is lost before it is answered. */
+  loseAfterCommit = false
   connected = true
   closed = false
 
@@ -256,6 +258,11 @@ export class SimClient implements Xenstore {
       if (this.#store.version !== begun) continue
       if (operations.changes.length > 0) {
         this.#store.commit(this.name, operations.nodes, operations.changes)
+      }
+      if (this.loseAfterCommit) {
+        this.loseAfterCommit = false
+        this.lose()
+        throw new XenstoreError('ECONNRESET', 'connection lost')
       }
       return result
     }

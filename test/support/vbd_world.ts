@@ -90,6 +90,7 @@ export class VbdWorld {
 
   async detach(): Promise<void> {
     await this.xl.transaction(async (tx) => {
+      if ((await tx.tryRead(`${BACKEND_PATH}/state`)) === undefined) return
       await tx.write(`${BACKEND_PATH}/online`, '0')
       await tx.write(`${BACKEND_PATH}/state`, '5')
     })

@@ -21,8 +21,10 @@ export function addDemo(program: Command, context: Context): void {
   const command = addCommand(program, 'demo', {
     summary: 'serve a filesystem to a guest and check every byte, in three processes',
     description:
-      'Makes a small ext4 image, starts a mock Xen, a backend and a guest as three processes, tells their handshake, runs a ' +
-      'verified random workload, resizes the disk while it runs, prints statistics, checks the filesystem with e2fsck, and ' +
+      'Makes a small ext4 image, starts a mock Xen, a backend and a guest as three ' +
+      'processes, tells their handshake, runs a ' +
+      'verified random workload, resizes the disk while it runs, prints statistics, checks ' +
+      'the filesystem with e2fsck, and ' +
       'leaves nothing behind. It takes under a minute and needs neither Xen nor root.',
     examples: [
       ['vbdkit demo', 'with an image of its own'],

@@ -34,8 +34,10 @@ export function addGuest(program: Command, context: Context): void {
   const command = addCommand(program, 'guest', {
     summary: 'run a guest of the mock Xen, with its disk as NBD',
     description:
-      'Runs a guest of a mock Xen in the foreground: a domain with memory and a complete block frontend, which connects ' +
-      'its disk when a backend serves it. With --nbd any program that speaks NBD (qemu-io, fio, nbdcopy, ...) can use the ' +
+      'Runs a guest of a mock Xen in the foreground: a domain with memory and a complete ' +
+      'block frontend, which connects ' +
+      'its disk when a backend serves it. With --nbd any program that speaks NBD (qemu-io, ' +
+      'fio, nbdcopy, ...) can use the ' +
       'disk as the guest sees it, through ring and grants. Ctrl-C closes the disk and ends the guest.',
     examples: [
       ['vbdkit guest --xen mock:/tmp/xen 1:xvda', 'connect the disk, and stay'],
@@ -187,7 +189,7 @@ function inWords(id: string, event: GuestEvent, options: GuestOptions): string |
     case 'violation':
       return `${id}: the backend broke the protocol: ${event.violation.message}`
     case 'stalled':
-      return `${id}: nothing was answered for ${Math.round(event.milliseconds / 1000)} s; ${event.requests} requests wait`
+      return `${id}: no answer for ${Math.round(event.milliseconds / 1000)} s, ${event.requests} requests wait`
     case 'resumed':
       return `${id}: answers come again`
     case 'request-failed':

@@ -18,8 +18,10 @@ export function addMock(program: Command, context: Context): void {
   const command = addCommand(program, 'mock', {
     summary: 'run a mock Xen, no hypervisor needed',
     description:
-      'Runs a mock Xen in the foreground: domains with memory, grant tables and event channels, and a xenstore with the ' +
-      'real wire protocol. Guests and backends are other processes, which find it by --xen mock:DIR. It ends with Ctrl-C, ' +
+      'Runs a mock Xen in the foreground: domains with memory, grant tables and event ' +
+      'channels, and a xenstore with the ' +
+      'real wire protocol. Guests and backends are other processes, which find it by --xen ' +
+      'mock:DIR. It ends with Ctrl-C, ' +
       'and takes its guests with it.',
     examples: [
       ['vbdkit mock /tmp/xen', 'its sockets are in /tmp/xen, made when it is not there'],

@@ -46,7 +46,8 @@ export function addServe(program: Command, context: Context): void {
   const command = addCommand(program, 'serve', {
     summary: 'serve a disk to a guest',
     description:
-      'Serves a disk to a guest, in the foreground, until Ctrl-C or SIGTERM. The guest may come and go, and may not exist ' +
+      'Serves a disk to a guest, in the foreground, until Ctrl-C or SIGTERM. The guest may ' +
+      'come and go, and may not exist ' +
       `yet. Drivers: ${DRIVERS}. A raw image is never probed for another format.`,
     examples: [
       ['vbdkit serve 3:xvdb file /srv/vm3.raw', 'a raw image to domain 3, on a Xen host'],
@@ -315,7 +316,10 @@ function announceServing(
     announcer.say('mock', { dir: mock }, `mock Xen in this process: guests use --xen mock:${mock}`)
 }
 
-/** A mock that has ended takes its guests with it and does not come back; rejects then. A host's xenstore comes back. */
+/**
+ * A mock that has ended takes its guests with it and does not come back; rejects then. A host's
+ * xenstore comes back.
+ */
 function untilGone(backend: Backend, xen: XenChoice): Promise<never> {
   return new Promise((_, reject) => {
     backend.on('xenstore', ({ state }) => {

@@ -113,11 +113,13 @@ export function showStats(stats: VbdStats): string {
       [
         'persistent grants',
         `${counters.persistentGrants} of at most ${counters.persistentGrantsCap} in use, ` +
-          `${counters.persistentGrantsPurged} purged, ${counters.persistentGrantsOverflow} segments copied for want of room`,
+          `${counters.persistentGrantsPurged} purged, ` +
+          `${counters.persistentGrantsOverflow} segments copied for want of room`,
       ],
       [
         'grant operations',
-        `${counters.grantMaps} maps, ${counters.grantUnmaps} unmaps, ${counters.grantCopies} copies in ${counters.grantCalls} calls`,
+        `${counters.grantMaps} maps, ${counters.grantUnmaps} unmaps, ${counters.grantCopies} copies ` +
+          `in ${counters.grantCalls} calls`,
       ],
       [
         'notifications',

@@ -1,7 +1,8 @@
 /**
- * Demo: the whole way of a request in front of your eyes. Three processes (mock Xen, backend, guest), a handshake told key
- * by key, a workload in which every byte is checked, a resize while it runs, and a filesystem check in the end. Owns a
- * temporary folder and its processes; neither is left behind, however it ends.
+ * Demo: the whole way of a request in front of your eyes. Three processes (mock Xen, backend,
+ * guest), a handshake told key by key, a workload in which every byte is checked, a resize while it
+ * runs, and a filesystem check in the end. Owns a temporary folder and its processes; neither is
+ * left behind, however it ends.
  */
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
@@ -319,7 +320,9 @@ class Show {
     const whole = tally.verified === tally.sizeBytes ? 'the whole disk' : formatSize(tally.verified)
     const errors =
       stats.read.errors + stats.write.errors + stats.flush.errors + stats.discard.errors
-    const text = `Good: ${tallyText(tally)}, then ${whole} read back; no wrong byte, ${errors} errors, ${seconds.toFixed(1)} s`
+    const text =
+      `Good: ${tallyText(tally)}, then ${whole} read back; ` +
+      `no wrong byte, ${errors} errors, ${seconds.toFixed(1)} s`
     this.#terminal.line()
     const { verified: verifiedBytes, reads, writes, flushes, discards } = tally
     this.#say(

@@ -1,6 +1,6 @@
 /**
- * The demo's guest: a process that is a domain of the mock Xen, connects its disk, runs the workload on it, and waits to be
- * told to end. It speaks in JSON lines to the demo that started it.
+ * The demo's guest: a process that is a domain of the mock Xen, connects its disk, runs the
+ * workload on it, and waits to be told to end. It speaks in JSON lines to the demo that started it.
  */
 import { open } from 'node:fs/promises'
 import { VbdError } from '../../errors.js'

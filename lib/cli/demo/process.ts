@@ -1,6 +1,7 @@
 /**
- * ChildProcess: one vbdkit command as a process of its own, whose JSON lines are its voice. Its stdin is our lifeline: when
- * we die, it ends, and the child stops. Owned by the demo, which stops it.
+ * ChildProcess: one vbdkit command as a process of its own, whose JSON lines are its voice. Its
+ * stdin is our lifeline: when we die, it ends, and the child stops. Owned by the demo, which stops
+ * it.
  */
 import { type ChildProcessByStdio, spawn } from 'node:child_process'
 import type { Readable, Writable } from 'node:stream'

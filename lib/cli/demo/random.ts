@@ -1,4 +1,7 @@
-/** Random: a small generator with a seed, so that a run can be repeated (xorshift32, Marsaglia 2003). Not for secrets. */
+/**
+ * Random: a small generator with a seed, so that a run can be repeated (xorshift32, Marsaglia
+ * 2003). Not for secrets.
+ */
 
 /** Numbers and bytes from a seed of 32 bits. */
 export class Random {

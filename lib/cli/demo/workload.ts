@@ -117,7 +117,8 @@ export class Workload {
   }
 
   /**
-   * Reads the whole disk once more, from front to back, for at most `seconds`. Resolves to the bytes that were compared.
+   * Reads the whole disk once more, from front to back, for at most `seconds`. Resolves to the
+   * bytes that were compared.
    */
   async verify(seconds: number): Promise<number> {
     const endMs = performance.now() + seconds * 1000
