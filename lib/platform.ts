@@ -2,9 +2,14 @@
  * Platform: what a backend stands on, a hypervisor and its xenstore and an engine on both. Says which of them this
  * host has, and opens them in order; whoever opens it closes it, in the opposite order.
  */
-import { accessSync, constants } from 'node:fs'
 import type { Engine, Tunables } from './engine/engine.js'
-import { createNativeEngine, loadAddon, openMockXen } from './engine/native.js'
+import { isControlDomain, openHostXen, openXenbusDevice } from './engine/host.js'
+import {
+  createNativeEngine,
+  loadAddon,
+  type NativeXenConnection,
+  openMockXen,
+} from './engine/native.js'
 import { VbdError } from './errors.js'
 import { MockHost, mockPaths } from './mock/mock_host.js'
 import { connectXenstore } from './xenstore/client.js'
@@ -56,41 +61,41 @@ export async function openPlatform(options: PlatformOptions): Promise<Platform> 
   }
   const xen = resolveXen(options.xen)
   if (xen === 'mock') return openInProcessMock(options)
+  if (xen === 'host') return openHost(options)
   return openMock(xen.dir, options)
 }
 
-/** @throws for every choice that this host or this build cannot serve */
-function resolveXen(xen: XenChoice): 'mock' | { dir: string } {
+/** @throws for every choice that there is not */
+function resolveXen(xen: XenChoice): 'mock' | 'host' | { dir: string } {
   if (xen === 'mock') return 'mock'
   if (xen.startsWith('mock:') && xen.length > 5) return { dir: xen.slice(5) }
-  if (xen !== 'auto' && xen !== 'host') {
-    throw new VbdError('ERR_VBD_ARGUMENT', `'${xen}' is no place where Xen could be`, {
-      remedy: 'use auto, host, mock or mock:DIR',
-    })
-  }
-  const missing = ['/dev/xen/gntdev', '/dev/xen/evtchn'].find((path) => !usable(path))
-  if (missing !== undefined) {
-    throw new VbdError(
-      'ERR_VBD_NO_XEN',
-      `this is no Xen domain that can serve guests: no ${missing}`,
-      {
-        path: missing,
-        remedy: 'run as root in dom0 or a driver domain, or use the mock Xen with mock or mock:DIR',
-      },
-    )
-  }
-  throw new VbdError('ERR_VBD_UNSUPPORTED', 'this build has no Xen host interface', {
-    remedy: 'use the mock Xen with mock or mock:DIR',
+  if (xen === 'auto' || xen === 'host') return 'host'
+  throw new VbdError('ERR_VBD_ARGUMENT', `'${xen}' is no place where Xen could be`, {
+    remedy: 'use auto, host, mock or mock:DIR',
   })
 }
 
-function usable(path: string): boolean {
+/** This machine's Xen. Whether there is one is settled first: xenstore may answer where no guest can be served. */
+async function openHost(options: PlatformOptions): Promise<Platform> {
+  openHostXen({ domid: 0 }).close()
+  const store = await connectXenstore({ openDevice: openXenbusDevice })
   try {
-    accessSync(path, constants.R_OK | constants.W_OK)
-    return true
-  } catch {
-    return false
+    return assemble(openHostXen({ domid: await ownDomid(store) }), store, options)
+  } catch (thrown) {
+    await store.close()
+    throw thrown
   }
+}
+
+/** A relative path begins at our own domain's directory, where the toolstack has written who we are. */
+async function ownDomid(store: Xenstore): Promise<number> {
+  if (isControlDomain()) return 0
+  const text = await store.read('domid')
+  if (/^(0|[1-9]\d{0,4})$/.test(text) && Number(text) <= 32751) return Number(text)
+  throw new VbdError('ERR_VBD_NO_XEN', 'xenstore does not say which domain this is', {
+    path: 'domid',
+    remedy: 'have the toolstack write the domain id at `domid` in the domain’s directory',
+  })
 }
 
 async function openInProcessMock(options: PlatformOptions): Promise<Platform> {
@@ -118,15 +123,25 @@ async function openMock(dir: string, options: PlatformOptions): Promise<Platform
   let store: Xenstore | undefined
   try {
     store = await connectXenstore({ path: paths.xenstore })
+    return assemble(xen, store, options)
+  } catch (thrown) {
+    await store?.close()
+    xen.close()
+    throw thrown
+  }
+}
+
+/** An engine on both. Closes `xen`, not `store`, where it fails. */
+function assemble(xen: NativeXenConnection, store: Xenstore, options: PlatformOptions): Platform {
+  try {
     const engine = createNativeEngine({
       xen,
       reactors: options.reactors,
       tunables: options.tunables,
       name: 'vbdkit',
     })
-    return { kind: 'mock', domid: xen.domid, store, engine, close: closer(engine, store, xen) }
+    return { kind: xen.kind, domid: xen.domid, store, engine, close: closer(engine, store, xen) }
   } catch (thrown) {
-    await store?.close()
     xen.close()
     throw thrown
   }

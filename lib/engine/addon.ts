@@ -1,6 +1,7 @@
 /**
  * The addon's exports, as C++ gives them (native/node/). Raw: native.ts wraps the engine part, lib/mock the mock part.
- * Calls throw an Error with `kind` (`xen`, `ring`, `backing`, `invalid-argument`, `unsupported`, `no-memory`) and `errno`.
+ * Calls throw an Error with `kind` (`xen`, `ring`, `backing`, `invalid-argument`, `unsupported`, `no-memory`) and
+ * `errno`.
  */
 import type {
   Connection,
@@ -198,8 +199,8 @@ export interface Addon {
   /** What this kernel allows. */
   probe(): { ioUring: boolean; ioUringReason: string; memlockBytes: number }
   /**
-   * Joins the mock whose broker listens on `socketPath`, as `domid`. `onClose` is told once when the broker is gone; from
-   * then on nothing can be mapped, copied or bound, while what is mapped or bound stays so.
+   * Joins the mock whose broker listens on `socketPath`, as `domid`. `onClose` is told once when the broker is gone;
+   * from then on nothing can be mapped, copied or bound, while what is mapped or bound stays so.
    */
   connectMock(socketPath: string, domid: number, onClose?: () => void): NativeXen
   /** `onDomain` is told of every domain that appears, starts dying and disappears, in order. */

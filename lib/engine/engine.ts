@@ -164,7 +164,7 @@ export interface EngineVbd {
    * ERR_VBD_GRANT or ERR_VBD_PROTOCOL; then nothing is left mapped or bound.
    */
   connect(connection: Connection): Promise<{ transfer: Transfer }>
-  /** Stops intake, waits for the disk, unmaps and unbinds everything. Idempotent; resolves when no guest page is held. */
+  /** Stops intake, waits for the disk, unmaps and unbinds all. Idempotent; resolves when no guest page is held. */
   disconnect(): Promise<void>
   tune(tunables: Partial<Tunables>): void
   counters(): VbdCounters

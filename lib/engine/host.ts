@@ -1,6 +1,6 @@
 /**
- * This machine's Xen, through the addon: the connection that the native engine needs, the xenbus device for the xenstore
- * client, what `doctor` looks at, and the service manager's socket. JavaScript thread.
+ * This machine's Xen, through the addon: the connection that the native engine needs, the xenbus device for the
+ * xenstore client, what `doctor` looks at, and the service manager's socket. JavaScript thread.
  */
 import { readFileSync } from 'node:fs'
 import { VbdError } from '../errors.js'
@@ -11,8 +11,8 @@ export interface HostXenOptions {
   /** Our own domain, 0 in a dom0. */
   readonly domid: number
   /**
-   * A grant call for the guest `domid` slept in the kernel, and with it whoever shares its thread: its pages are paged
-   * out. From then on it should be served apart (`Connection.apart`).
+   * A grant call for the guest `domid` slept in the kernel, and with it whoever shared its thread: its pages are paged
+   * out. The engine serves such a guest apart from then on; this is for telling someone.
    */
   readonly onSlow?: (domid: number, elapsedMs: number) => void
 }
@@ -24,9 +24,13 @@ export interface HostXenOptions {
  */
 export function openHostXen(options: HostXenOptions): NativeXenConnection {
   const addon = loadAddon()
+  const listeners: ((domid: number) => void)[] = []
   let native: NativeXenConnection['native']
   try {
-    native = addon.openHostXen(options.onSlow)
+    native = addon.openHostXen((domid, elapsedMs) => {
+      for (const listener of listeners) listener(domid)
+      options.onSlow?.(domid, elapsedMs)
+    })
   } catch (cause) {
     const { message } = translate(cause, {})
     throw new VbdError('ERR_VBD_NO_XEN', message, {
@@ -41,6 +45,7 @@ export function openHostXen(options: HostXenOptions): NativeXenConnection {
     kind: 'host',
     domid: options.domid,
     native,
+    onSlowGuest: (listener) => void listeners.push(listener),
     close() {
       if (!open) return
       open = false
@@ -89,8 +94,8 @@ export function openXenbusDevice(path: string, events: XenbusDeviceEvents): Nati
 }
 
 /**
- * Tells the service manager (systemd's sd_notify) how the process is: `READY=1`, `WATCHDOG=1`, `STATUS=...`. False where
- * no one listens, or not any more: a service never fails for that.
+ * Tells the service manager (systemd's sd_notify) how the process is: `READY=1`, `WATCHDOG=1`, `STATUS=...`. False
+ * where no one listens, or not any more: a service never fails for that.
  */
 export function notifyServiceManager(text: string, env: NodeJS.ProcessEnv = process.env): boolean {
   const socket = env.NOTIFY_SOCKET

@@ -17,6 +17,7 @@ import type {
   DiskSpec,
   Engine,
   EngineDisk,
+  EngineEvent,
   EngineVbd,
   Transfer,
   Tunables,
@@ -68,6 +69,8 @@ function packageRoot(): string {
 /** What the native engine needs of a XenConnection: the addon's own handle. */
 export interface NativeXenConnection extends XenConnection {
   readonly native: NativeXen
+  /** Has `listener` told of guests whose grant calls sleep in the kernel; absent where none can. */
+  onSlowGuest?(listener: (domid: number) => void): void
 }
 
 /**
@@ -121,7 +124,9 @@ export function createNativeEngine(options: NativeEngineOptions): Engine {
   const native = guard({}, () =>
     loadAddon().createEngine({ xen: xen.native, reactors, tunables, name }),
   )
-  return new NativeEngineAdapter(native)
+  const engine = new NativeEngineAdapter(native)
+  xen.onSlowGuest?.((domid) => engine.serveApart(domid))
+  return engine
 }
 
 /** Engine disks made here, to find the addon's handle again without widening the contract. */
@@ -130,10 +135,20 @@ const nativeDisks = new WeakMap<EngineDisk, NativeDisk>()
 class NativeEngineAdapter implements Engine {
   readonly kind = 'native'
   readonly #native: NativeEngine
+  /** Guests whose grant calls have slept: each is served on a thread of its own from then on. */
+  readonly #apart = new Set<number>()
+  readonly #vbds = new Set<NativeVbdAdapter>()
   #closed: Promise<void> | undefined
 
   constructor(native: NativeEngine) {
     this.#native = native
+  }
+
+  /** A sleeping grant call holds up all that share its thread: this guest's vbds move to one that is only theirs. */
+  serveApart(domid: number): void {
+    if (this.#apart.has(domid)) return
+    this.#apart.add(domid)
+    for (const vbd of this.#vbds) vbd.moveApart(domid)
   }
 
   async openDisk(spec: DiskSpec): Promise<EngineDisk> {
@@ -152,10 +167,18 @@ class NativeEngineAdapter implements Engine {
     if (handle === undefined) {
       throw new VbdError('ERR_VBD_INTERNAL', 'the disk belongs to another engine', { vbd: name })
     }
-    const native = guard({ vbd: name }, () =>
-      this.#native.createVbd(name, handle, features, tunables, onEvent),
-    )
-    return new NativeVbdAdapter(native, name)
+    const vbd = new NativeVbdAdapter({
+      name,
+      create: (listener) =>
+        guard({ vbd: name }, () =>
+          this.#native.createVbd(name, handle, features, tunables, listener),
+        ),
+      isApart: (domid) => this.#apart.has(domid),
+      onEvent,
+      onClosed: () => this.#vbds.delete(vbd),
+    })
+    this.#vbds.add(vbd)
+    return vbd
   }
 
   tune(tunables: Partial<Tunables>): void {
@@ -196,23 +219,57 @@ class NativeDiskAdapter implements EngineDisk {
   }
 }
 
+interface NativeVbdOptions {
+  readonly name: string
+  create(onEvent: (event: EngineEvent) => void): NativeVbd
+  isApart(domid: number): boolean
+  onEvent(event: EngineEvent): void
+  onClosed(): void
+}
+
 class NativeVbdAdapter implements EngineVbd {
   readonly #native: NativeVbd
+  readonly #o: NativeVbdOptions
   readonly #context: VbdErrorOptions
+  /** Connecting and disconnecting happen one after the other, whoever asked. */
+  #turn: Promise<unknown> = Promise.resolve()
+  #connection: Connection | undefined
+  /** The ring is corrupt, or holds flushes that are never answered: it cannot be taken up again where it is. */
+  #stuck = false
   #last: VbdCounters | undefined
   #closed: Promise<void> | undefined
 
-  constructor(native: NativeVbd, name: string) {
-    this.#native = native
-    this.#context = { vbd: name }
+  constructor(options: NativeVbdOptions) {
+    this.#o = options
+    this.#context = { vbd: options.name }
+    this.#native = options.create((event) => {
+      this.#stuck = true
+      options.onEvent(event)
+    })
   }
 
   connect(connection: Connection): Promise<{ transfer: Transfer }> {
-    return guardAsync(this.#context, () => this.#native.connect(connection))
+    return this.#inTurn(async () => {
+      const apart = connection.apart === true || this.#o.isApart(connection.domid)
+      return await this.#connect({ ...connection, apart })
+    })
   }
 
   disconnect(): Promise<void> {
-    return guardAsync(this.#context, () => this.#native.disconnect())
+    return this.#inTurn(() => this.#disconnect())
+  }
+
+  /** Every request that was taken is answered first, and the ring taken up again after the last answer. */
+  moveApart(domid: number): void {
+    void this.#inTurn(async () => {
+      const connection = this.#connection
+      if (connection?.domid !== domid || connection.apart || this.#stuck) return
+      await this.#disconnect()
+      await this.#connect({ ...connection, apart: true })
+    }).catch((thrown: VbdError) => {
+      const message = `the rings could not be moved to a thread of their own: ${thrown.message}`
+      this.#o.onEvent({ type: 'ring-corrupt', queue: 0, message })
+    })
   }
 
   tune(tunables: Partial<Tunables>): void {
@@ -225,12 +282,31 @@ class NativeVbdAdapter implements EngineVbd {
   }
 
   close(): Promise<void> {
-    this.#closed ??= guardAsync(this.#context, async () => {
-      await this.#native.disconnect()
+    this.#closed ??= this.#inTurn(async () => {
+      this.#o.onClosed()
+      await this.#disconnect()
       this.#last = this.#native.counters()
       await this.#native.close()
     })
     return this.#closed
+  }
+
+  #inTurn<T>(act: () => Promise<T>): Promise<T> {
+    const done = this.#turn.then(() => guardAsync(this.#context, act))
+    this.#turn = done.catch(() => {})
+    return done
+  }
+
+  async #connect(connection: Connection): Promise<{ transfer: Transfer }> {
+    this.#stuck = false
+    const connected = await this.#native.connect(connection)
+    this.#connection = connection
+    return connected
+  }
+
+  async #disconnect(): Promise<void> {
+    this.#connection = undefined
+    await this.#native.disconnect()
   }
 }
 

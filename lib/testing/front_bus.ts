@@ -226,6 +226,22 @@ async function readIfAllowed(xenstore: Xenstore, path: string): Promise<string |
 }
 
 async function waitForNodes(xenstore: Xenstore, path: string, vbd: string, wait: WaitOptions) {
+  const look = async () => {
+    const backendPath = await readIfAllowed(xenstore, `${path}/backend`)
+    const backendId = parseNumber(await readIfAllowed(xenstore, `${path}/backend-id`), 32751)
+    return backendPath && backendId !== undefined ? { backendPath, backendId } : undefined
+  }
+  return await whenThere(xenstore, path, look, wait, () => notThere(path, vbd))
+}
+
+/** What `look` finds, as soon as it finds something; it looks again whenever something changes under `path`. */
+async function whenThere<T>(
+  xenstore: Xenstore,
+  path: string,
+  look: () => Promise<T | undefined>,
+  wait: WaitOptions,
+  late: () => VbdError,
+): Promise<T> {
   let wake = () => {}
   const watch = await xenstore.watch(path, () => wake())
   try {
@@ -233,14 +249,24 @@ async function waitForNodes(xenstore: Xenstore, path: string, vbd: string, wait:
       const changed = new Promise<void>((resolve) => {
         wake = resolve
       })
-      const backendPath = await readIfAllowed(xenstore, `${path}/backend`)
-      const backendId = parseNumber(await readIfAllowed(xenstore, `${path}/backend-id`), 32751)
-      if (backendPath && backendId !== undefined) return { backendPath, backendId }
-      await within(changed, wait, () => notThere(path, vbd))
+      const found = await look()
+      if (found !== undefined) return found
+      await within(changed, wait, late)
     }
   } finally {
     await watch.close().catch(() => {})
   }
+}
+
+/**
+ * Waits until the toolstack has made the domain's own directory; its socket may be there a moment earlier.
+ * @throws ERR_VBD_TIMEOUT, and XenstoreError when the connection is lost
+ */
+export async function waitForHome(xenstore: Xenstore, domid: number, timeoutMs: number) {
+  const path = `/local/domain/${domid}/domid`
+  const late = () =>
+    new VbdError('ERR_VBD_TIMEOUT', 'the toolstack has not made the domain', { path })
+  await whenThere(xenstore, path, () => readIfAllowed(xenstore, path), { timeoutMs }, late)
 }
 
 function notThere(path: string, vbd: string): VbdError {

@@ -10,6 +10,7 @@
  * guest ends with a VbdError in `failure`, and so does every disk of it.
  */
 import { EventEmitter, setMaxListeners } from 'node:events'
+import { existsSync } from 'node:fs'
 import type { Server } from 'node:net'
 import type { Addon, NativeError, NativeMockGuest } from '../engine/addon.js'
 import { loadAddon } from '../engine/native.js'
@@ -19,6 +20,7 @@ import { MAX_DOMID, parseVdev } from '../units.js'
 import { connectXenstore } from '../xenstore/client.js'
 import type { Xenstore } from '../xenstore/xenstore.js'
 import type { OperationOptions } from './disk_io.js'
+import { waitForHome, within } from './front_bus.js'
 import { Frontend } from './frontend.js'
 import type { FrontendOptions } from './frontend_options.js'
 import type { GuestContext } from './guest_context.js'
@@ -58,6 +60,10 @@ export class MockGuest
   readonly #handlers: Map<number, () => void>
   readonly #frontends = new Set<Frontend>()
   readonly #life = new AbortController()
+  /** Resolves when the mock has ended our xenstore connection. */
+  readonly #forgotten: Promise<void>
+  /** The domain lives as long as we do. */
+  #isOurs = false
   #closing: Promise<void> | undefined
 
   /**
@@ -71,6 +77,8 @@ export class MockGuest
     const paths = mockPaths(options.dir)
     const pages = pagesOf(domid, options.memoryBytes ?? DEFAULT_MEMORY_BYTES)
     const seat = await takeSeat(paths.dir, domid)
+    const socket = paths.guestXenstore(domid)
+    const isNew = !existsSync(socket)
     let native: NativeMockGuest | undefined
     let guest: MockGuest | undefined
     const handlers = new Map<number, () => void>()
@@ -85,10 +93,10 @@ export class MockGuest
     try {
       const connect = options.connectGuest ?? loadAddon().connectMockGuest
       native = joinBroker(() => connect(paths.xen, domid, pages, onEvent, onClose), paths.xen)
-      const socket = paths.guestXenstore(domid)
-      const open = options.openXenstore ?? openXenstore
-      const xenstore = await open(socket)
+      const open = options.openXenstore ?? ((path) => connectXenstore({ path, awaitSocket: true }))
+      const xenstore = await enterXenstore(open, socket, domid)
       guest = new MockGuest(domid, native, xenstore, seat, handlers)
+      guest.#isOurs = isNew
       if (gone) guest.fail(mockIsGone())
       return guest
     } catch (error) {
@@ -118,9 +126,12 @@ export class MockGuest
       endAccess: (ref) => this.signal.aborted || native.endAccess(ref),
     })
     setMaxListeners(0, this.signal)
-    xenstore.onConnection((state) => {
-      if (state === 'lost')
+    this.#forgotten = new Promise((resolve) => {
+      xenstore.onConnection((state) => {
+        if (state !== 'lost') return
         this.fail(new VbdError('ERR_VBD_XENSTORE', "the mock's xenstore is gone"))
+        resolve()
+      })
     })
   }
 
@@ -180,8 +191,16 @@ export class MockGuest
 
   async #close(): Promise<void> {
     await Promise.all([...this.#frontends].map((frontend) => frontend.close()))
+    const isAlive = !this.signal.aborted
     this.#end(CLOSED)
+    if (isAlive && this.#isOurs) await this.#isForgotten()
     await this.xenstore.close()
+  }
+
+  /** The mock forgets a domain shortly after its end; who comes next under this number must not meet its remains. */
+  async #isForgotten(): Promise<void> {
+    const late = () => new VbdError('ERR_VBD_TIMEOUT', 'the mock does not forget the guest')
+    await within(this.#forgotten, { timeoutMs: FORGET_MS }, late).catch(() => {})
   }
 
   /** Ends the guest at once, for this reason. */
@@ -204,6 +223,12 @@ export class MockGuest
     return this.close()
   }
 }
+
+/** How long close() waits for the mock to have noticed. */
+const FORGET_MS = 2000
+
+/** How long join() waits for the toolstack's part. */
+const HOME_MS = 10_000
 
 /** The reason of a guest that its user closed. */
 const CLOSED = new VbdError('ERR_VBD_STATE', 'the guest is closed')
@@ -254,7 +279,29 @@ function joinBroker(connect: () => NativeMockGuest, path: string): NativeMockGue
   }
 }
 
-/** The guest's own socket appears shortly after its domain does. */
-function openXenstore(path: string): Promise<Xenstore> {
-  return connectXenstore({ path, awaitSocket: true })
+/**
+ * The guest's own socket appears shortly after its domain does, and the domain's nodes after that. A reset is the socket
+ * of an earlier domain of this number, which goes just now.
+ */
+async function enterXenstore(
+  open: (path: string) => Promise<Xenstore>,
+  path: string,
+  domid: number,
+): Promise<Xenstore> {
+  for (let resets = 0; ; resets++) {
+    let xenstore: Xenstore | undefined
+    try {
+      xenstore = await open(path)
+      await waitForHome(xenstore, domid, HOME_MS)
+      return xenstore
+    } catch (error) {
+      await xenstore?.close()
+      if (!isReset(error) || resets === 3) throw error
+    }
+  }
+}
+
+function isReset(error: unknown): boolean {
+  const { errno, cause } = error as { errno?: unknown; cause?: { code?: unknown } }
+  return errno === 'ECONNRESET' || cause?.code === 'ECONNRESET'
 }

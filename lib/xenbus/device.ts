@@ -6,6 +6,7 @@
  * in the state that the decision was made for: a directory that vanished is never made again, and a Closing that the
  * toolstack wrote meanwhile is never overwritten. No node of the guest is touched in those transactions (R-38).
  */
+import { parentOf } from '../xenstore/path.js'
 import { type Watch, type Xenstore, XenstoreError, type XenstoreOps } from '../xenstore/xenstore.js'
 import { parseState, type XenbusState } from './state.js'
 
@@ -194,7 +195,15 @@ export class Device {
   async clearError(): Promise<void> {
     if (!this.#errorWritten) return
     this.#errorWritten = false
-    await quietly(this.#store.remove(this.paths.error))
+    const { error } = this.paths
+    const ofGuest = parentOf(error)
+    await quietly(
+      this.#store.transaction(async (tx) => {
+        await tx.remove(error)
+        // The last error of a guest takes the guest's directory with it: domain numbers never end.
+        if ((await tx.tryList(ofGuest)).length === 0) await tx.remove(ofGuest)
+      }),
+    )
   }
 
   /** Ends the watches, until `watch` begins new ones. Idempotent; the directories are left as they are. */

@@ -1,5 +1,5 @@
-// Counter and Gauge: statistics that one thread writes and any thread may read at any time. No lock prefix: the
-// writer loads, adds and stores.
+// Counter and Gauge: statistics that one thread writes and any thread may read at any time.
+// No lock prefix: the writer loads, adds and stores.
 #pragma once
 
 #include <atomic>

@@ -1,6 +1,6 @@
-// ReservedArray<T>: room for a fixed number of trivially constructible elements, zeroed, whose memory is taken from the
-// system only when it is first touched. Sized once for the worst case, paid for by use: no allocation later, and an idle
-// ring costs next to nothing.
+// ReservedArray<T>: room for a fixed number of trivially constructible elements, zeroed, whose
+// memory is taken from the system only when it is first touched. Sized once for the worst case,
+// paid for by use: no allocation later, and an idle ring costs next to nothing.
 #pragma once
 
 #include <sys/mman.h>

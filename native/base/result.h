@@ -1,6 +1,6 @@
 // Result<T>: a value, or an Error with a stable kind, an errno and the place it happened.
-// The core is built without exceptions; every call that can fail for a reason outside the program returns one of these.
-// Programmer mistakes are VBD_CHECK, which stays on in release builds.
+// The core is built without exceptions; every call that can fail for a reason outside the program
+// returns one of these. Programmer mistakes are VBD_CHECK, which stays on in release builds.
 #pragma once
 
 #include <cerrno>

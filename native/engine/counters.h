@@ -1,5 +1,6 @@
-// QueueCounters: everything one ring counts. Written by its reactor alone, read by any thread at any time; made once per ring
-// of a vbd and kept over its connections, so that a reader never holds a dangling one.
+// QueueCounters: everything one ring counts. Written by its reactor alone, read by any thread at
+// any time; made once per ring of a vbd and kept over its connections, so that a reader never holds
+// a dangling one.
 #pragma once
 
 #include "base/counters.h"

@@ -1,5 +1,5 @@
-// Mailbox: how other threads have something done on a reactor's thread. A message is a function; posting takes a lock, but a
-// reactor that has no mail only reads one flag.
+// Mailbox: how other threads have something done on a reactor's thread. A message is a function;
+// posting takes a lock, but a reactor that has no mail only reads one flag.
 #pragma once
 
 #include <sys/eventfd.h>
@@ -40,7 +40,8 @@ class Mailbox {
 
     bool has_mail() const { return ready_.load(std::memory_order_acquire); }
 
-    /// On the reactor's thread: runs all messages. Call when has_mail(), or when wake_fd() became readable.
+    /// On the reactor's thread: runs all messages. Call when has_mail(), or when wake_fd() became
+    /// readable.
     void deliver() {
         uint64_t drained;
         (void)!::read(wake_fd_.get(), &drained, sizeof drained);

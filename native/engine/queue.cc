@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "base/clock.h"
 #include "engine/mailbox.h"
 
 namespace vbd::engine {
@@ -15,13 +16,15 @@ using memory::Stage;
 
 namespace {
 
-// One pass takes at most this many requests: enough to spread every per-batch cost, few enough that the first answer of a
-// long ring does not wait for hundreds of copies.
+// One pass takes at most this many requests: enough to spread every per-batch cost, few enough that
+// the first answer of a long ring does not wait for hundreds of copies.
 constexpr uint32_t kBatchRequests = 64;
 constexpr uint64_t kSpuriousDelayUnitNs = 1'000'000;
 constexpr uint64_t kSpuriousDelayMaxNs = 1'000'000'000;
 
-bool changes_disk(Operation operation) { return operation != Operation::kRead && operation != Operation::kFlush; }
+bool changes_disk(Operation operation) {
+    return operation != Operation::kRead && operation != Operation::kFlush;
+}
 
 // 0, 1, 2, 4 ... 1000 ms: what an event that brought nothing costs its sender.
 uint64_t spurious_delay_ns(uint32_t in_row) {
@@ -35,7 +38,8 @@ uint64_t spurious_delay_ns(uint32_t in_row) {
 Queue::Queue(const Options& options, std::shared_ptr<VbdShared> shared)
     : options_(options), shared_(std::move(shared)), counters_(*shared_->counters[options.index]) {}
 
-Result<std::unique_ptr<Queue>> Queue::open(const Options& options, std::shared_ptr<VbdShared> shared, xen::Xen& xen,
+Result<std::unique_ptr<Queue>> Queue::open(const Options& options,
+                                           std::shared_ptr<VbdShared> shared, xen::Xen& xen,
                                            const ReactorServices& services) {
     auto queue = std::unique_ptr<Queue>(new Queue(options, std::move(shared)));
     queue->services_ = services;
@@ -48,13 +52,14 @@ Result<std::unique_ptr<Queue>> Queue::open(const Options& options, std::shared_p
     if (!mapped) return mapped.error();
     queue->ring_address_ = mapped.value();
 
-    auto ring = blkif::BackRing::attach(queue->ring_address_, static_cast<uint32_t>(options.ring_refs.size()),
-                                        options.protocol);
+    auto ring = blkif::BackRing::attach(
+        queue->ring_address_, static_cast<uint32_t>(options.ring_refs.size()), options.protocol);
     if (!ring) return ring.error();
     queue->ring_ = std::move(ring).value();
     uint32_t entries = queue->ring_.entries();
 
-    auto table = memory::InFlightTable::create(entries, queue->shared_->features.max_indirect_segments);
+    auto table =
+        memory::InFlightTable::create(entries, queue->shared_->features.max_indirect_segments);
     if (!table) return table.error();
     queue->table_ = std::move(table).value();
     queue->batch_.reserve(kBatchRequests + 1);
@@ -66,8 +71,8 @@ Result<std::unique_ptr<Queue>> Queue::open(const Options& options, std::shared_p
     transfer_options.entries = entries;
     transfer_options.max_persistent_grants = queue->shared_->tunables.max_persistent_grants;
     transfer_options.reads_fill_buffers = queue->shared_->device->geometry().fills_reads;
-    auto transfer = memory::Transfer::create(transfer_options, *queue->grants_, *services.pool, *services.scratch,
-                                             queue->counters_.transfer);
+    auto transfer = memory::Transfer::create(transfer_options, *queue->grants_, *services.pool,
+                                             *services.scratch, queue->counters_.transfer);
     if (!transfer) return transfer.error();
     queue->transfer_ = std::move(transfer).value();
 
@@ -100,7 +105,7 @@ blkif::Limits Queue::limits() const {
     limits.capacity_sectors = shared_->device->size_bytes() / kSectorSize;
     limits.sector_size = geometry.sector_size;
     limits.max_indirect_segments = features.max_indirect_segments;
-    limits.read_only = geometry.read_only;
+    limits.read_only = geometry.read_only || features.read_only;
     limits.flush = features.flush;
     limits.barrier = features.barrier;
     limits.discard = features.discard;
@@ -112,9 +117,11 @@ bool Queue::pass(uint64_t now_ns) {
     bool worked = reap(now_ns);
     if (started_) {
         worked |= consume(now_ns);
-        if (barrier_) [[unlikely]] worked |= run_barrier(now_ns);
+        if (barrier_) [[unlikely]]
+            worked |= run_barrier(now_ns);
     }
-    if (device_->has_completions()) worked |= reap(now_ns);  // memory, cached reads: answered in the same pass
+    // Memory, cached reads: answered in the same pass, and it took them some time.
+    if (device_->has_completions()) worked |= reap(monotonic_ns());
     publish();
     if (busy_ && at_device_ == 0) set_busy(false);
     if (worked) {
@@ -151,8 +158,9 @@ bool Queue::consume(uint64_t now_ns) {
         if (closing_ || barrier_ || corrupt_) return false;
         if (!ring_.begin_pass()) [[unlikely]] {
             corrupt_ = true;
-            shared_->on_event({Event::Type::kRingCorrupt, options_.index,
-                               "the frontend's request producer is further ahead than the ring is long"});
+            shared_->on_event(
+                {Event::Type::kRingCorrupt, options_.index,
+                 "the frontend's request producer is further ahead than the ring is long"});
             return true;
         }
         if (ring_.available() == 0 || !may_consume()) return false;
@@ -172,13 +180,14 @@ bool Queue::consume(uint64_t now_ns) {
     return true;
 }
 
-// Consumes slots into batch_; refuses on the spot what parse() rejects. Returns how many slots it took.
+// Consumes slots into batch_; refuses on the spot what parse() rejects. Returns how many slots it
+// took.
 uint32_t Queue::take_requests(const blkif::Limits& limits, uint64_t now_ns) {
     uint32_t taken = 0;
     uint32_t segments = 0;
     blkif::RawSlot slot;
-    while (batch_.size() < kBatchRequests && taken < kBatchRequests && segments < memory::TransferScratch::kBatchSegments &&
-           ring_.next(slot)) {
+    while (batch_.size() < kBatchRequests && taken < kBatchRequests &&
+           segments < memory::TransferScratch::kBatchSegments && ring_.next(slot)) {
         taken++;
         InFlight* item = table_.take();
         VBD_CHECK(item);  // one per ring entry, and the ring never delivers more
@@ -193,8 +202,10 @@ uint32_t Queue::take_requests(const blkif::Limits& limits, uint64_t now_ns) {
         }
         table_.attach_arrays(item);
         Operation operation = item->request.operation;
-        if (operation == Operation::kFlush || operation == Operation::kWriteBarrier) item->stage = Stage::kPreFlush;
-        if (operation != Operation::kRead && shared_->flush_failed.load(std::memory_order_relaxed)) [[unlikely]] {
+        if (operation == Operation::kFlush || operation == Operation::kWriteBarrier)
+            item->stage = Stage::kPreFlush;
+        if (operation != Operation::kRead && shared_->flush_failed.load(std::memory_order_relaxed))
+            [[unlikely]] {
             refuse_after_failed_flush(item);
             continue;
         }
@@ -262,7 +273,8 @@ void Queue::issue(InFlight* item) {
         io.op = request.secure ? block::IoOp::kSecureDiscard : block::IoOp::kDiscard;
     } else {
         io.op = block::IoOp::kWrite;
-        io.fua = !shared_->features.flush;  // a guest without flushes has no other way to durability
+        io.fua =
+            !shared_->features.flush;  // a guest without flushes has no other way to durability
     }
     issued_.push_back(&io);
 }
@@ -294,8 +306,8 @@ void Queue::advance(InFlight* item) {
     done_.push(item);
 }
 
-// A guest that sees a failed flush takes it for a success and never flushes again (Linux blkfront), so it sees nothing. The
-// pages still go back.
+// A guest that sees a failed flush takes it for a success and never flushes again (Linux blkfront),
+// so it sees nothing. The pages still go back.
 void Queue::hold_flush(InFlight* item) {
     counters_.disk_errors.add();
     item->held = true;
@@ -308,7 +320,8 @@ void Queue::hold_flush(InFlight* item) {
 }
 
 void Queue::refuse_after_failed_flush(InFlight* item) {
-    if (changes_disk(item->request.operation) && item->request.operation != Operation::kWriteBarrier) {
+    if (changes_disk(item->request.operation) &&
+        item->request.operation != Operation::kWriteBarrier) {
         counters_.disk_errors.add();
         item->failed = true;
         at_device_++;
@@ -327,8 +340,10 @@ void Queue::refuse(InFlight* item, Reject reject) {
 void Queue::answer(InFlight* item, uint64_t now_ns) {
     at_device_--;
     in_flight_bytes_ -= item->budget_bytes;
-    if (item == barrier_) [[unlikely]] release_barrier();
-    if (item->held) [[unlikely]] return;
+    if (item == barrier_) [[unlikely]]
+        release_barrier();
+    if (item->held) [[unlikely]]
+        return;
     int16_t status = blkif::kResponseOkay;
     if (item->failed) [[unlikely]] {
         status = blkif::kResponseError;
@@ -409,7 +424,8 @@ void Queue::end_unmask_delay() {
 }
 
 void Queue::tick(uint64_t now_ns) {
-    transfer_->set_max_persistent_grants(shared_->tunables.max_persistent_grants.load(std::memory_order_relaxed));
+    transfer_->set_max_persistent_grants(
+        shared_->tunables.max_persistent_grants.load(std::memory_order_relaxed));
     transfer_->purge(static_cast<uint32_t>(now_ns / 1'000'000),
                      shared_->tunables.persistent_idle_ms.load(std::memory_order_relaxed));
 }

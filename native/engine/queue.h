@@ -1,5 +1,6 @@
-// Queue: one ring's pipeline, from the guest's slot to its response. Lives on one reactor's thread and owns all that the ring
-// needs: its mapping, event channel, grant handle, in-flight table, transfer and the device's queue.
+// Queue: one ring's pipeline, from the guest's slot to its response. Lives on one reactor's thread
+// and owns all that the ring needs: its mapping, event channel, grant handle, in-flight table,
+// transfer and the device's queue.
 //
 //   pass():  reap the device ─► finish ─► respond
 //            consume ─► parse ─► prepare (one grant call) ─► submit (one device call)
@@ -44,9 +45,10 @@ class Queue {
         memory::Strategy strategy = memory::Strategy::kCopy;
     };
 
-    /// Maps the ring, binds the port, opens the device's queue; on the reactor's thread. On an Error nothing stays mapped or
-    /// bound. Does not touch the ring before start().
-    static Result<std::unique_ptr<Queue>> open(const Options& options, std::shared_ptr<VbdShared> shared, xen::Xen& xen,
+    /// Maps the ring, binds the port, opens the device's queue; on the reactor's thread. On an
+    /// Error nothing stays mapped or bound. Does not touch the ring before start().
+    static Result<std::unique_ptr<Queue>> open(const Options& options,
+                                               std::shared_ptr<VbdShared> shared, xen::Xen& xen,
                                                const ReactorServices& services);
     ~Queue();
 
@@ -58,8 +60,8 @@ class Queue {
     /// True when finished I/O waits for a pass().
     bool has_completions() const { return device_->has_completions(); }
 
-    /// Before sleeping: lets the next event through and asks the frontend for it. False: there is work, poll on. An armed
-    /// queue needs no pass() until wake().
+    /// Before sleeping: lets the next event through and asks the frontend for it. False: there is
+    /// work, poll on. An armed queue needs no pass() until wake().
     bool arm(uint64_t now_ns);
     bool armed() const { return armed_; }
     void wake() {
@@ -79,7 +81,8 @@ class Queue {
     bool wants_ticks() const { return transfer_->persistent_grants() > 0; }
     void tick(uint64_t now_ns);
 
-    /// Stops taking requests. Once drained() everything taken was answered (but failed flushes), and the queue may go.
+    /// Stops taking requests. Once drained() everything taken was answered (but failed flushes),
+    /// and the queue may go.
     void begin_close() { closing_ = true; }
     bool closing() const { return closing_; }
     bool drained() const { return at_device_ == 0 && !stalled_ && !barrier_; }
@@ -137,12 +140,12 @@ class Queue {
     bool closing_ = false;
     bool corrupt_ = false;
     bool busy_ = false;
-    uint32_t at_device_ = 0;       // requests started and not answered
+    uint32_t at_device_ = 0;  // requests started and not answered
     uint64_t in_flight_bytes_ = 0;
-    uint64_t pass_pages_ = 0;      // pool pages promised to the batch being taken
+    uint64_t pass_pages_ = 0;  // pool pages promised to the batch being taken
 
     bool armed_ = false;
-    bool event_taken_ = false;     // the port is masked until unmask
+    bool event_taken_ = false;  // the port is masked until unmask
     bool work_since_event_ = false;
     uint32_t spurious_in_row_ = 0;
     uint64_t unmask_due_ns_ = UINT64_MAX;

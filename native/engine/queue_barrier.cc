@@ -1,5 +1,6 @@
-// Queue, WRITE_BARRIER: everything taken earlier by any ring of the vbd completes, then flush, write, flush; nothing taken
-// later by any ring starts before that. Linux's blkback orders a barrier within its own ring only.
+// Queue, WRITE_BARRIER: everything taken earlier by any ring of the vbd completes, then flush,
+// write, flush; nothing taken later by any ring starts before that. Linux's blkback orders a
+// barrier within its own ring only.
 #include "engine/mailbox.h"
 #include "engine/queue.h"
 
@@ -19,8 +20,8 @@ bool Queue::gate_closed() const {
     return owner != nullptr && owner != this;
 }
 
-// Announces that this ring may start requests, unless another ring's barrier is under way. Sequentially consistent on both
-// sides: either we see the gate, or the barrier sees us busy.
+// Announces that this ring may start requests, unless another ring's barrier is under way.
+// Sequentially consistent on both sides: either we see the gate, or the barrier sees us busy.
 bool Queue::may_consume() {
     if (!several_rings_) return true;
     set_busy(true);
@@ -48,7 +49,8 @@ bool Queue::run_barrier(uint64_t now_ns) {
     if (several_rings_) {
         Queue* nobody = nullptr;
         Queue* owner = shared_->barrier_owner.load();
-        if (owner != this && !shared_->barrier_owner.compare_exchange_strong(nobody, this)) return false;
+        if (owner != this && !shared_->barrier_owner.compare_exchange_strong(nobody, this))
+            return false;
     }
     if (at_device_ > 0 || (several_rings_ && !others_quiet())) return false;
     batch_.clear();

@@ -13,11 +13,14 @@ namespace vbd::engine {
 
 namespace {
 
-constexpr uint32_t kPoolCapacityPages = 1u << 20;  // 4 GiB of address space; the in-flight budgets bound the memory
-constexpr uint64_t kTickNs = 100'000'000;          // blkback's LRU_INTERVAL
-constexpr uint64_t kEventCheckNs = 50'000;         // a busy reactor looks for events of sleeping rings this often
-constexpr uint64_t kQuietRingNs = 50'000;          // a ring this quiet is no longer polled while others are busy
-constexpr uint64_t kPreemptedNs = 200'000;         // a spin this slow lost its processor
+constexpr uint32_t kPoolCapacityPages =
+    1u << 20;  // 4 GiB of address space; the in-flight budgets bound the memory
+constexpr uint64_t kTickNs = 100'000'000;  // blkback's LRU_INTERVAL
+constexpr uint64_t kEventCheckNs =
+    50'000;  // a busy reactor looks for events of sleeping rings this often
+constexpr uint64_t kQuietRingNs =
+    50'000;  // a ring this quiet is no longer polled while others are busy
+constexpr uint64_t kPreemptedNs = 200'000;  // a spin this slow lost its processor
 constexpr uint64_t kNoSpinNs = 10'000'000;
 constexpr uint64_t kShutdownNs = 2'000'000'000;
 constexpr int kEventsPerWait = 64;
@@ -37,9 +40,11 @@ Result<std::unique_ptr<Reactor>> Reactor::start(const Options& options) {
     reactor->name_ = options.name.substr(0, 15);
     reactor->poll_us_ = options.poll_us;
     reactor->max_buffer_pages_ = options.max_buffer_pages;
-    if (!reactor->mailbox_.ok()) return system_error(ErrorKind::kNoMemory, errno, "creating an eventfd");
+    if (!reactor->mailbox_.ok())
+        return system_error(ErrorKind::kNoMemory, errno, "creating an eventfd");
 
-    // io_uring wants to be made by the thread that uses it, so the thread does all of its own setting up.
+    // io_uring wants to be made by the thread that uses it, so the thread does all of its own
+    // setting up.
     std::mutex mutex;
     std::condition_variable ready;
     bool done = false;
@@ -76,7 +81,8 @@ Status Reactor::set_up() {
     auto io = block::IoContext::create(pool_->arena());
     if (!io) return io.error();
     io_ = std::move(io).value();
-    pool_->on_give_back([io = io_.get()](void* begin, size_t length) { io->forget_buffers(begin, length); });
+    pool_->on_give_back(
+        [io = io_.get()](void* begin, size_t length) { io->forget_buffers(begin, length); });
     if (!watch(mailbox_.wake_fd(), nullptr) || !watch(io_->wake_fd(), nullptr)) {
         return system_error(ErrorKind::kNoMemory, errno, "watching a descriptor");
     }

@@ -1,12 +1,12 @@
-// Reactor: one thread that serves many rings. It owns their queues, the io_uring and the page pool they share, and sleeps in
-// one place for events, completions, timers and mail alike.
+// Reactor: one thread that serves many rings. It owns their queues, the io_uring and the page pool
+// they share, and sleeps in one place for events, completions, timers and mail alike.
 //
-//   busy      pass over every ring that is not armed; nothing is asked of the guests (req_event stays behind)
-//   spinning  no work for less than the poll window: the same, with a pause instruction
-//   asleep    every ring armed (events unmasked, req_event moved), then epoll_wait
+//   busy      pass over every ring that is not armed; nothing is asked of the guests (req_event
+//   stays behind) spinning  no work for less than the poll window: the same, with a pause
+//   instruction asleep    every ring armed (events unmasked, req_event moved), then epoll_wait
 //
-// The window adapts between 0 and pollUs: it grows when sleeps turn out short, shrinks when they are long, and is given up for
-// a while when the scheduler took the processor away from the spin.
+// The window adapts between 0 and pollUs: it grows when sleeps turn out short, shrinks when they
+// are long, and is given up for a while when the scheduler took the processor away from the spin.
 #pragma once
 
 #include <atomic>
@@ -34,17 +34,20 @@ class Reactor {
     /// Starts the thread. Errors: kNoMemory, and whatever the kernel refuses.
     static Result<std::unique_ptr<Reactor>> start(const Options& options);
 
-    /// Closes every queue that is left and joins the thread. Waits for I/O at the devices for up to two seconds; what is
-    /// still in flight then keeps its memory for ever.
+    /// Closes every queue that is left and joins the thread. Waits for I/O at the devices for up to
+    /// two seconds; what is still in flight then keeps its memory for ever.
     ~Reactor();
 
     Mailbox& mailbox() { return mailbox_; }
 
     // From any thread.
     void set_poll_us(uint32_t poll_us) { poll_us_.store(poll_us, std::memory_order_relaxed); }
-    void set_max_buffer_pages(uint32_t pages) { max_buffer_pages_.store(pages, std::memory_order_relaxed); }
+    void set_max_buffer_pages(uint32_t pages) {
+        max_buffer_pages_.store(pages, std::memory_order_relaxed);
+    }
     uint64_t heartbeat() const { return heartbeat_.load(std::memory_order_relaxed); }
-    /// Rings that it has or was promised; whoever places a ring says so first, so that a crowd spreads.
+    /// Rings that it has or was promised; whoever places a ring says so first, so that a crowd
+    /// spreads.
     uint32_t ring_count() const { return ring_count_.load(std::memory_order_relaxed); }
     void expect_ring() { ring_count_.fetch_add(1, std::memory_order_relaxed); }
     void forget_ring() { ring_count_.fetch_sub(1, std::memory_order_relaxed); }

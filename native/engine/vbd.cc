@@ -5,20 +5,21 @@
 
 namespace vbd::engine {
 
-// One try at connecting. Rings are opened, started or abandoned on their reactors; whoever counts `left` down to zero goes on.
+// One try at connecting. Rings are opened, started or abandoned on their reactors; whoever counts
+// `left` down to zero goes on.
 struct Vbd::Attempt {
     ConnectionSpec spec;
     memory::Strategy strategy;
     ConnectDone done;
-    std::vector<Reactor*> reactors;             // per ring
-    std::vector<std::unique_ptr<Queue>> queues; // per ring; each touched by its reactor only
+    std::vector<Reactor*> reactors;              // per ring
+    std::vector<std::unique_ptr<Queue>> queues;  // per ring; each touched by its reactor only
     std::atomic<size_t> left{0};
     std::mutex mutex;
     std::optional<Error> error;
 };
 
-std::shared_ptr<Vbd> Vbd::create(std::string name, std::shared_ptr<block::Device> device, const Features& features,
-                                 std::function<void(Event)> on_event) {
+std::shared_ptr<Vbd> Vbd::create(std::string name, std::shared_ptr<block::Device> device,
+                                 const Features& features, std::function<void(Event)> on_event) {
     auto vbd = std::shared_ptr<Vbd>(new Vbd);
     vbd->shared_ = std::make_shared<VbdShared>();
     vbd->shared_->name = std::move(name);
@@ -48,7 +49,8 @@ void Vbd::connect(const ConnectionSpec& spec, std::shared_ptr<xen::Xen> xen,
     {
         std::lock_guard lock(mutex_);
         if (state_ != State::kIdle || spec.rings.empty()) {
-            done(Error{ErrorKind::kInvalidArgument, 0, shared_->name + " is connected already, or has no rings"});
+            done(Error{ErrorKind::kInvalidArgument, 0,
+                       shared_->name + " is connected already, or has no rings"});
             return;
         }
         state_ = State::kConnecting;
@@ -62,9 +64,11 @@ void Vbd::connect(const ConnectionSpec& spec, std::shared_ptr<xen::Xen> xen,
     attempt->queues.resize(rings);
     attempt->left = rings;
 
-    // The reactor with the fewest rings first, then in turn: a vbd's rings spread as far as they can.
-    auto fewest = std::min_element(reactors.begin(), reactors.end(),
-                                   [](auto& a, auto& b) { return a->ring_count() < b->ring_count(); });
+    // The reactor with the fewest rings first, then in turn: a vbd's rings spread as far as they
+    // can.
+    auto fewest = std::min_element(reactors.begin(), reactors.end(), [](auto& a, auto& b) {
+        return a->ring_count() < b->ring_count();
+    });
     size_t first = static_cast<size_t>(fewest - reactors.begin());
     shared_->slots.clear();
     shared_->barrier_owner = nullptr;
@@ -74,7 +78,8 @@ void Vbd::connect(const ConnectionSpec& spec, std::shared_ptr<xen::Xen> xen,
         attempt->reactors.push_back(reactor);
         shared_->slots.push_back(std::make_unique<QueueSlot>());
         shared_->slots.back()->mailbox = &reactor->mailbox();
-        if (shared_->counters.size() <= i) shared_->counters.push_back(std::make_unique<QueueCounters>());
+        if (shared_->counters.size() <= i)
+            shared_->counters.push_back(std::make_unique<QueueCounters>());
     }
     open_rings(attempt);
 }
@@ -89,7 +94,8 @@ void Vbd::open_rings(const std::shared_ptr<Attempt>& attempt) {
             options.ring_refs = attempt->spec.rings[i].ring_refs;
             options.remote_port = attempt->spec.rings[i].remote_port;
             options.strategy = attempt->strategy;
-            auto queue = Queue::open(options, self->shared_, *self->xen_, attempt->reactors[i]->services());
+            auto queue =
+                Queue::open(options, self->shared_, *self->xen_, attempt->reactors[i]->services());
             if (queue) {
                 attempt->queues[i] = std::move(queue).value();
             } else {

@@ -1,5 +1,6 @@
-// Vbd: one virtual disk's connections, as the control thread sees them. Spreads the rings over reactors, and reports when a
-// connection stands or is gone. Its methods are called on one control thread; callbacks come on reactor threads.
+// Vbd: one virtual disk's connections, as the control thread sees them. Spreads the rings over
+// reactors, and reports when a connection stands or is gone. Its methods are called on one control
+// thread; callbacks come on reactor threads.
 #pragma once
 
 #include <functional>
@@ -27,19 +28,24 @@ class Vbd : public std::enable_shared_from_this<Vbd> {
   public:
     using ConnectDone = std::function<void(Result<memory::Strategy>)>;
 
-    static std::shared_ptr<Vbd> create(std::string name, std::shared_ptr<block::Device> device, const Features& features,
+    static std::shared_ptr<Vbd> create(std::string name, std::shared_ptr<block::Device> device,
+                                       const Features& features,
                                        std::function<void(Event)> on_event);
 
-    /// Opens every ring on a reactor of its own choice, then starts them. All or nothing: after an Error nothing is mapped or
-    /// bound. `reactors` outlive the connection. Errors: kInvalidArgument when connected already, kXen, kRing, kNoMemory.
-    void connect(const ConnectionSpec& spec, std::shared_ptr<xen::Xen> xen, std::span<const std::unique_ptr<Reactor>> reactors,
-                 ConnectDone done);
+    /// Opens every ring on a reactor of its own choice, then starts them. All or nothing: after an
+    /// Error nothing is mapped or bound. `reactors` outlive the connection. Errors:
+    /// kInvalidArgument when connected already, kXen, kRing, kNoMemory.
+    void connect(const ConnectionSpec& spec, std::shared_ptr<xen::Xen> xen,
+                 std::span<const std::unique_ptr<Reactor>> reactors, ConnectDone done);
 
-    /// Stops intake, drains, unmaps and unbinds. Calls `done` when no guest page is held; at once when there is no connection.
+    /// Stops intake, drains, unmaps and unbinds. Calls `done` when no guest page is held; at once
+    /// when there is no connection.
     void disconnect(std::function<void()> done);
 
     Tunables& tunables() { return shared_->tunables; }
-    const std::vector<std::unique_ptr<QueueCounters>>& counters() const { return shared_->counters; }
+    const std::vector<std::unique_ptr<QueueCounters>>& counters() const {
+        return shared_->counters;
+    }
     const std::string& name() const { return shared_->name; }
 
   private:
@@ -60,7 +66,8 @@ class Vbd : public std::enable_shared_from_this<Vbd> {
 
     std::shared_ptr<VbdShared> shared_;
     std::shared_ptr<xen::Xen> xen_;  // while there is a connection: its handles need it
-    std::mutex mutex_;  // control plane only: the four below, between the control thread and the last reactor to finish
+    std::mutex mutex_;  // control plane only: the four below, between the control thread and the
+                        // last reactor to finish
     State state_ = State::kIdle;
     bool disconnect_wanted_ = false;
     std::vector<std::function<void()>> waiting_;

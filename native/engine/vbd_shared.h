@@ -29,6 +29,7 @@ struct Features {
     bool barrier = true;
     bool discard = false;
     bool secure_discard = false;
+    bool read_only = false;  // for this guest, whatever the disk allows
 };
 
 /// Settings that may change at any time; read once per pass.
@@ -47,9 +48,9 @@ struct Event {
 
 /// One ring's place in the barrier protocol and its doorbell.
 struct QueueSlot {
-    std::atomic<bool> busy{false};   // may have requests at the device
-    std::atomic<bool> kicked{false}; // another ring changed something this one waits for
-    Mailbox* mailbox = nullptr;      // of its reactor; set before the queues start
+    std::atomic<bool> busy{false};    // may have requests at the device
+    std::atomic<bool> kicked{false};  // another ring changed something this one waits for
+    Mailbox* mailbox = nullptr;       // of its reactor; set before the queues start
 };
 
 struct VbdShared {
@@ -63,10 +64,12 @@ struct VbdShared {
     /// A flush failed: no write is trusted to become durable any more.
     std::atomic<bool> flush_failed{false};
 
-    /// A barrier holds the gate from the moment it waits for the others' requests until it is done. Dekker's protocol: a ring
-    /// sets busy, then reads the gate; the barrier sets the gate, then reads every busy.
+    /// A barrier holds the gate from the moment it waits for the others' requests until it is done.
+    /// Dekker's protocol: a ring sets busy, then reads the gate; the barrier sets the gate, then
+    /// reads every busy.
     std::atomic<Queue*> barrier_owner{nullptr};
-    std::vector<std::unique_ptr<QueueSlot>> slots;  // of the present connection; constant while queues exist
+    std::vector<std::unique_ptr<QueueSlot>>
+        slots;  // of the present connection; constant while queues exist
 
     /// One per ring index, kept over connections.
     std::vector<std::unique_ptr<QueueCounters>> counters;

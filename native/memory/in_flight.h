@@ -1,7 +1,8 @@
-// InFlight: one consumed request from its slot to its response, with the guest pages it reaches. One per ring entry, made at
-// connect and used over and over: no allocation afterwards.
+// InFlight: one consumed request from its slot to its response, with the guest pages it reaches.
+// One per ring entry, made at connect and used over and over: no allocation afterwards.
 //
-//   RawSlot → Request → InFlight ── Transfer::prepare ──► iovecs ── device ──► Transfer::finish ──► response
+//   RawSlot → Request → InFlight ── Transfer::prepare ──► iovecs ── device ──► Transfer::finish ──►
+//   response
 #pragma once
 
 #include <sys/uio.h>
@@ -23,12 +24,13 @@ struct PageRef {
 inline constexpr uint32_t kPoolPage = UINT32_MAX;
 inline constexpr uint32_t kMappedPage = UINT32_MAX - 1;
 
-/// Pages of several requests that one map call made and one unmap call must undo (gntdev unmaps a mapping whole).
+/// Pages of several requests that one map call made and one unmap call must undo (gntdev unmaps a
+/// mapping whole).
 struct MapGroup {
     void* address;
     uint32_t pages;
-    uint32_t users;                 // requests not finished yet
-    struct InFlight* waiting;       // finished, held until the unmap: a response may not precede it
+    uint32_t users;            // requests not finished yet
+    struct InFlight* waiting;  // finished, held until the unmap: a response may not precede it
     MapGroup* next_free;
 };
 
@@ -47,15 +49,15 @@ struct InFlight {
     iovec* iov;
     PageRef* pages;
     uint32_t iov_count;
-    uint32_t page_count;       // of `pages`, filled so far
-    MapGroup* group;           // `map` only
+    uint32_t page_count;  // of `pages`, filled so far
+    MapGroup* group;      // `map` only
     Outcome outcome;
     blkif::Reject reject;
     Stage stage;
-    bool failed;               // the device or a grant failed it: answer ERROR
-    bool unsupported;          // answer EOPNOTSUPP
-    bool held;                 // a failed flush: let its pages go, but never answer it
-    uint64_t budget_bytes;     // what it counts against the in-flight budget
+    bool failed;            // the device or a grant failed it: answer ERROR
+    bool unsupported;       // answer EOPNOTSUPP
+    bool held;              // a failed flush: let its pages go, but never answer it
+    uint64_t budget_bytes;  // what it counts against the in-flight budget
     uint64_t started_ns;
     InFlight* next;
     block::Io io;

@@ -7,12 +7,14 @@
 namespace vbd::memory {
 
 namespace {
-// Slack above max_free before pages go back, so that a steady load does not pay for madvise over and over.
+// Slack above max_free before pages go back, so that a steady load does not pay for madvise over
+// and over.
 constexpr uint32_t kShrinkBatch = 64;
 constexpr size_t kArenaAlignment = 2u << 20;  // huge page, and io_uring's registration chunks
 }  // namespace
 
-Result<std::unique_ptr<PagePool>> PagePool::create(uint32_t capacity_pages, uint32_t max_free_pages) {
+Result<std::unique_ptr<PagePool>> PagePool::create(uint32_t capacity_pages,
+                                                   uint32_t max_free_pages) {
     auto pool = std::unique_ptr<PagePool>(new PagePool);
     auto warm = ReservedArray<uint32_t>::create(capacity_pages);
     if (!warm) return warm.error();
@@ -24,7 +26,8 @@ Result<std::unique_ptr<PagePool>> PagePool::create(uint32_t capacity_pages, uint
     size_t bytes = size_t{capacity_pages} * kPageSize;
     void* reserved = ::mmap(nullptr, bytes + kArenaAlignment, PROT_READ | PROT_WRITE,
                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (reserved == MAP_FAILED) return system_error(ErrorKind::kNoMemory, errno, "reserving the page pool");
+    if (reserved == MAP_FAILED)
+        return system_error(ErrorKind::kNoMemory, errno, "reserving the page pool");
     uintptr_t start = reinterpret_cast<uintptr_t>(reserved);
     uintptr_t aligned = (start + kArenaAlignment - 1) & ~(kArenaAlignment - 1);
     if (aligned > start) ::munmap(reserved, aligned - start);
@@ -33,7 +36,8 @@ Result<std::unique_ptr<PagePool>> PagePool::create(uint32_t capacity_pages, uint
     pool->base_ = reinterpret_cast<uint8_t*>(aligned);
     pool->capacity_ = capacity_pages;
     pool->max_free_ = max_free_pages;
-    // Guest data has no business in a core dump; one huge page for one busy page would undo the budget.
+    // Guest data has no business in a core dump; one huge page for one busy page would undo the
+    // budget.
     ::madvise(pool->base_, bytes, MADV_DONTDUMP);
     ::madvise(pool->base_, bytes, MADV_NOHUGEPAGE);
     return pool;

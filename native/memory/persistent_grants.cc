@@ -12,8 +12,8 @@ constexpr uint32_t kScanPerPurge = 16384;  // bounds one tick's scan, however la
 constexpr uint32_t kWildInitial = 256;
 }  // namespace
 
-Result<std::unique_ptr<PersistentGrants>> PersistentGrants::create(xen::GrantTable& grants, DomainId domain,
-                                                                   uint32_t cap) {
+Result<std::unique_ptr<PersistentGrants>> PersistentGrants::create(xen::GrantTable& grants,
+                                                                   DomainId domain, uint32_t cap) {
     auto cache = std::unique_ptr<PersistentGrants>(new PersistentGrants(grants, domain));
     auto flat = ReservedArray<uint32_t>::create(kFlatRefs);
     if (!flat) return flat.error();
@@ -28,7 +28,9 @@ Result<std::unique_ptr<PersistentGrants>> PersistentGrants::create(xen::GrantTab
     return cache;
 }
 
-PersistentGrants::~PersistentGrants() { clear(); }
+PersistentGrants::~PersistentGrants() {
+    clear();
+}
 
 uint32_t PersistentGrants::wild_home(GrantRef ref) const {
     uint64_t x = (ref ^ seed_) * 0x9E3779B97F4A7C15ull;
@@ -113,7 +115,8 @@ void PersistentGrants::drop(uint32_t entry) {
     Entry& dropped = entries_[entry];
     VBD_CHECK(dropped.in_use == 0 && dropped.address != nullptr);
     unlink(dropped.ref);
-    // A refused unmap leaves nothing to retry: the handle's table still has the page and closing it releases it.
+    // A refused unmap leaves nothing to retry: the handle's table still has the page and closing it
+    // releases it.
     (void)!!grants_.unmap(dropped.address, 1);
     dropped = Entry{nullptr, 0, 0, 0, first_free_};
     first_free_ = entry;
@@ -154,7 +157,8 @@ uint32_t PersistentGrants::purge_overflow(uint32_t now_ms) {
     auto older = [&](uint32_t a, uint32_t b) {
         return now_ms - entries_[a].last_used_ms > now_ms - entries_[b].last_used_ms;
     };
-    std::nth_element(candidates_.begin(), candidates_.begin() + (wanted - 1), candidates_.end(), older);
+    std::nth_element(candidates_.begin(), candidates_.begin() + (wanted - 1), candidates_.end(),
+                     older);
     for (uint32_t i = 0; i < wanted; i++) drop(candidates_[i]);
     return wanted;
 }

@@ -1,10 +1,11 @@
-// PersistentGrants: guest pages that stay mapped for one ring, found again by their grant reference. One thread uses it;
-// it owns every mapping it made.
+// PersistentGrants: guest pages that stay mapped for one ring, found again by their grant
+// reference. One thread uses it; it owns every mapping it made.
 //
-// Semantics of xen-blkback: at most `cap` pages; a purge every 100 ms drops pages idle for longer than the timeout and, when
-// the cache overflowed, at least 5 % of it, least recently used first; never one in use. The lookup is a flat table for
-// references below 2^20 (a guest's table has 32,768 by default) and a seeded hash for wilder ones, so that a hostile guest
-// cannot make it slow.
+// Semantics of xen-blkback: at most `cap` pages; a purge every 100 ms drops pages idle for longer
+// than the timeout and, when the cache overflowed, at least 5 % of it, least recently used first;
+// never one in use. The lookup is a flat table for references below 2^20 (a guest's table has
+// 32,768 by default) and a seeded hash for wilder ones, so that a hostile guest cannot make it
+// slow.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +24,8 @@ class PersistentGrants {
     static constexpr uint32_t kNone = UINT32_MAX;
 
     /// `grants` outlives the cache. Errors: kNoMemory.
-    static Result<std::unique_ptr<PersistentGrants>> create(xen::GrantTable& grants, DomainId domain, uint32_t cap);
+    static Result<std::unique_ptr<PersistentGrants>> create(xen::GrantTable& grants,
+                                                            DomainId domain, uint32_t cap);
     ~PersistentGrants();
     PersistentGrants(const PersistentGrants&) = delete;
     PersistentGrants& operator=(const PersistentGrants&) = delete;
@@ -39,7 +41,8 @@ class PersistentGrants {
 
     enum class Insert { kInserted, kFull, kRefused };
 
-    /// Maps `ref` read-write and pins it. kFull: the cap is reached (remembered for the next purge); kRefused: no such grant.
+    /// Maps `ref` read-write and pins it. kFull: the cap is reached (remembered for the next
+    /// purge); kRefused: no such grant.
     Insert insert(GrantRef ref, uint32_t now_ms, uint32_t& entry);
 
     void release(uint32_t entry) { entries_[entry].in_use--; }
@@ -60,9 +63,9 @@ class PersistentGrants {
 
   private:
     struct Entry {
-        void* address;          // null: free
+        void* address;  // null: free
         GrantRef ref;
-        uint32_t in_use;        // requests that hold it now
+        uint32_t in_use;  // requests that hold it now
         uint32_t last_used_ms;
         uint32_t next_free;
     };
@@ -75,7 +78,8 @@ class PersistentGrants {
     PersistentGrants(xen::GrantTable& grants, DomainId domain) : grants_(grants), domain_(domain) {}
 
     uint32_t find(GrantRef ref) const {
-        if (ref < kFlatRefs) [[likely]] return flat_[ref] - 1;  // 0 means none, and 0 - 1 is kNone
+        if (ref < kFlatRefs) [[likely]]
+            return flat_[ref] - 1;  // 0 means none, and 0 - 1 is kNone
         return find_wild(ref);
     }
     uint32_t find_wild(GrantRef ref) const;
@@ -91,14 +95,14 @@ class PersistentGrants {
     const DomainId domain_;
     uint32_t cap_ = 0;
     uint32_t size_ = 0;
-    uint32_t used_entries_ = 0;      // entries_[0, used_entries_) have been used
+    uint32_t used_entries_ = 0;  // entries_[0, used_entries_) have been used
     uint32_t first_free_ = kNone;
-    uint32_t idle_cursor_ = 0;       // where the next idle scan goes on
+    uint32_t idle_cursor_ = 0;  // where the next idle scan goes on
     bool overflowed_ = false;
     uint64_t seed_ = 0;
-    ReservedArray<uint32_t> flat_;   // reference → entry + 1
+    ReservedArray<uint32_t> flat_;  // reference → entry + 1
     ReservedArray<Entry> entries_;
-    std::vector<WildSlot> wild_;     // open addressing, a power of two, at most half full
+    std::vector<WildSlot> wild_;  // open addressing, a power of two, at most half full
     uint32_t wild_count_ = 0;
     std::vector<uint32_t> candidates_;  // scratch of purge_overflow
 };

@@ -11,7 +11,9 @@ using blkif::Segment;
 
 namespace {
 
-bool guest_reads(const InFlight& item) { return item.request.operation == Operation::kRead; }
+bool guest_reads(const InFlight& item) {
+    return item.request.operation == Operation::kRead;
+}
 
 uint32_t segment_bytes(const Segment& segment) {
     return uint32_t(segment.last_sector - segment.first_sector + 1) * kSectorSize;
@@ -55,11 +57,14 @@ Result<std::unique_ptr<TransferScratch>> TransferScratch::create() {
     return scratch;
 }
 
-Result<std::unique_ptr<Transfer>> Transfer::create(const Options& options, xen::GrantTable& grants, PagePool& pool,
-                                                   TransferScratch& scratch, TransferCounters& counters) {
-    auto transfer = std::unique_ptr<Transfer>(new Transfer(options, grants, pool, scratch, counters));
+Result<std::unique_ptr<Transfer>> Transfer::create(const Options& options, xen::GrantTable& grants,
+                                                   PagePool& pool, TransferScratch& scratch,
+                                                   TransferCounters& counters) {
+    auto transfer =
+        std::unique_ptr<Transfer>(new Transfer(options, grants, pool, scratch, counters));
     if (options.strategy == Strategy::kPersistent) {
-        auto cache = PersistentGrants::create(grants, options.domain, options.max_persistent_grants);
+        auto cache =
+            PersistentGrants::create(grants, options.domain, options.max_persistent_grants);
         if (!cache) return cache.error();
         transfer->persistent_ = std::move(cache).value();
     }
@@ -76,7 +81,8 @@ Result<std::unique_ptr<Transfer>> Transfer::create(const Options& options, xen::
     return transfer;
 }
 
-void Transfer::prepare(std::span<InFlight* const> batch, const blkif::Limits& limits, uint32_t now_ms) {
+void Transfer::prepare(std::span<InFlight* const> batch, const blkif::Limits& limits,
+                       uint32_t now_ms) {
     bool any_indirect = false;
     for (InFlight* item : batch) {
         item->outcome = Outcome::kReady;
@@ -110,11 +116,14 @@ void Transfer::prepare(std::span<InFlight* const> batch, const blkif::Limits& li
     }
 }
 
-// Brings the descriptors of every indirect request of the batch into private memory with one copy call, and checks them.
-void Transfer::fetch_descriptors(std::span<InFlight* const> batch, const blkif::Limits& limits, uint32_t now_ms) {
+// Brings the descriptors of every indirect request of the batch into private memory with one copy
+// call, and checks them.
+void Transfer::fetch_descriptors(std::span<InFlight* const> batch, const blkif::Limits& limits,
+                                 uint32_t now_ms) {
     for (InFlight* item : batch) {
         if (!item->request.indirect) continue;
-        for (uint32_t page = 0; page < item->request.indirect_pages() && item->outcome == Outcome::kReady; page++) {
+        for (uint32_t page = 0;
+             page < item->request.indirect_pages() && item->outcome == Outcome::kReady; page++) {
             if (persistent_ && read_mapped_descriptors(*item, page, now_ms)) continue;
             if (item->outcome != Outcome::kReady) break;
             uint32_t i = copy_count_++;
@@ -138,7 +147,8 @@ void Transfer::fetch_descriptors(std::span<InFlight* const> batch, const blkif::
     }
 }
 
-// Frontends with persistent grants keep their descriptor pages granted too. False: not mapped here; copy it.
+// Frontends with persistent grants keep their descriptor pages granted too. False: not mapped here;
+// copy it.
 bool Transfer::read_mapped_descriptors(InFlight& item, uint32_t page, uint32_t now_ms) {
     GrantRef ref = item.request.indirect_refs[page];
     uint32_t entry = persistent_->acquire(ref, now_ms);
@@ -149,8 +159,8 @@ bool Transfer::read_mapped_descriptors(InFlight& item, uint32_t page, uint32_t n
         counters_.maps.add();
         counters_.persistent.set(persistent_->size());
     }
-    copy_once(item.segments + size_t{page} * blkif::kSegmentsPerIndirectPage, persistent_->address(entry),
-              descriptors_on_page(item, page));
+    copy_once(item.segments + size_t{page} * blkif::kSegmentsPerIndirectPage,
+              persistent_->address(entry), descriptors_on_page(item, page));
     persistent_->release(entry);
     return true;
 }
@@ -202,7 +212,8 @@ void Transfer::take_pool_page(InFlight& item, uint32_t index) {
     item.page_count = index + 1;
 }
 
-// One map call for all requests of the batch in one direction; if Xen refuses it, one for each, to find the bad one.
+// One map call for all requests of the batch in one direction; if Xen refuses it, one for each, to
+// find the bad one.
 void Transfer::reach_mapped(std::span<InFlight* const> batch, bool guest_writes) {
     uint32_t pages = 0;
     uint32_t count = 0;
@@ -218,17 +229,20 @@ void Transfer::reach_mapped(std::span<InFlight* const> batch, bool guest_writes)
     xen::Access access = guest_writes ? xen::Access::kRead : xen::Access::kReadWrite;
     if (map_group({members, count}, pages, access)) return;
     for (uint32_t i = 0; i < count; i++) {
-        if (count == 1 || !map_group({members + i, 1}, members[i]->request.nr_segments, access)) fail(*members[i]);
+        if (count == 1 || !map_group({members + i, 1}, members[i]->request.nr_segments, access))
+            fail(*members[i]);
     }
 }
 
 bool Transfer::map_group(std::span<InFlight* const> members, uint32_t pages, xen::Access access) {
     uint32_t n = 0;
     for (InFlight* item : members) {
-        for (uint32_t i = 0; i < item->request.nr_segments; i++) scratch_.refs_[n++] = item->segments[i].ref;
+        for (uint32_t i = 0; i < item->request.nr_segments; i++)
+            scratch_.refs_[n++] = item->segments[i].ref;
     }
     counters_.calls.add();
-    auto mapped = grants_.map(options_.domain, std::span<const GrantRef>(scratch_.refs_.data(), pages), access);
+    auto mapped = grants_.map(options_.domain,
+                              std::span<const GrantRef>(scratch_.refs_.data(), pages), access);
     if (!mapped) return false;
     counters_.maps.add(pages);
     MapGroup* group = free_group_;
@@ -246,7 +260,8 @@ bool Transfer::map_group(std::span<InFlight* const> members, uint32_t pages, xen
     return true;
 }
 
-void Transfer::add_copy(InFlight& item, const Segment& segment, void* page, xen::CopyDirection direction) {
+void Transfer::add_copy(InFlight& item, const Segment& segment, void* page,
+                        xen::CopyDirection direction) {
     uint32_t i = copy_count_++;
     scratch_.copies_[i] = {
         .ref = segment.ref,
@@ -278,7 +293,8 @@ void Transfer::fail(InFlight& item) {
     counters_.grant_errors.add();
 }
 
-// Neighbouring pages become one iovec: with luck a whole request is one, which is what the disk likes best.
+// Neighbouring pages become one iovec: with luck a whole request is one, which is what the disk
+// likes best.
 void Transfer::build_iovecs(InFlight& item) {
     uint32_t count = 0;
     for (uint32_t i = 0; i < item.page_count; i++) {
@@ -320,7 +336,8 @@ void Transfer::finish(InFlightList& done, InFlightList& ready) {
             if (!guest_reads(*item) || item->failed) continue;
             for (uint32_t i = 0; i < item->page_count; i++) {
                 if (item->pages[i].owner != kPoolPage) continue;
-                add_copy(*item, item->segments[i], item->pages[i].address, xen::CopyDirection::kToGuest);
+                add_copy(*item, item->segments[i], item->pages[i].address,
+                         xen::CopyDirection::kToGuest);
             }
         }
         run_copies();

@@ -1,11 +1,13 @@
-// Transfer: makes the guest pages of a batch of requests reachable, and lets them go again. One per ring, on the reactor's
-// thread. Three strategies:
+// Transfer: makes the guest pages of a batch of requests reachable, and lets them go again. One per
+// ring, on the reactor's thread. Three strategies:
 //
-//   persistent  found mapped by reference (no call); a miss is mapped once and kept; a full cache falls back to copy
-//   copy        through pool pages: one grant copy call before the writes of a batch, one after its reads
-//   map         one map call for the reads and one for the writes of a batch, one unmap call each when the last is done
+//   persistent  found mapped by reference (no call); a miss is mapped once and kept; a full cache
+//   falls back to copy copy        through pool pages: one grant copy call before the writes of a
+//   batch, one after its reads map         one map call for the reads and one for the writes of a
+//   batch, one unmap call each when the last is done
 //
-// Descriptor pages of indirect requests are copied to private memory and checked there, whatever the strategy.
+// Descriptor pages of indirect requests are copied to private memory and checked there, whatever
+// the strategy.
 #pragma once
 
 #include <cstdint>
@@ -24,14 +26,14 @@ namespace vbd::memory {
 enum class Strategy : uint8_t { kPersistent, kCopy, kMap };
 
 struct TransferCounters {
-    Counter maps;         // pages mapped
-    Counter unmaps;       // pages unmapped
-    Counter copies;       // segments copied
-    Counter calls;        // grant table calls behind the three
-    Counter overflow;     // segments copied because the persistent cache was full
-    Counter purged;       // persistent grants dropped by the purge
-    Counter grant_errors; // requests failed by a grant operation
-    Gauge persistent;     // persistent grants held
+    Counter maps;          // pages mapped
+    Counter unmaps;        // pages unmapped
+    Counter copies;        // segments copied
+    Counter calls;         // grant table calls behind the three
+    Counter overflow;      // segments copied because the persistent cache was full
+    Counter purged;        // persistent grants dropped by the purge
+    Counter grant_errors;  // requests failed by a grant operation
+    Gauge persistent;      // persistent grants held
 };
 
 /// Work space of a batch, shared by the rings of one reactor.
@@ -56,21 +58,25 @@ class Transfer {
     struct Options {
         Strategy strategy = Strategy::kCopy;
         DomainId domain = 0;
-        uint32_t entries = 32;               // of the ring: bounds the map groups
+        uint32_t entries = 32;  // of the ring: bounds the map groups
         uint32_t max_persistent_grants = 1056;
-        bool reads_fill_buffers = true;      // false: the device may leave read buffers as they are; pool pages are zeroed
+        bool reads_fill_buffers =
+            true;  // false: the device may leave read buffers as they are; pool pages are zeroed
     };
 
     /// Everything passed by reference outlives the Transfer. Errors: kNoMemory.
-    static Result<std::unique_ptr<Transfer>> create(const Options& options, xen::GrantTable& grants, PagePool& pool,
-                                                    TransferScratch& scratch, TransferCounters& counters);
+    static Result<std::unique_ptr<Transfer>> create(const Options& options, xen::GrantTable& grants,
+                                                    PagePool& pool, TransferScratch& scratch,
+                                                    TransferCounters& counters);
 
-    /// Reaches the pages of every request in the batch: sets outcome, iov, iov_count, and nr_sectors of indirect ones. A
-    /// request whose outcome is not kReady holds nothing. At most kBatchSegments segments plus one request.
+    /// Reaches the pages of every request in the batch: sets outcome, iov, iov_count, and
+    /// nr_sectors of indirect ones. A request whose outcome is not kReady holds nothing. At most
+    /// kBatchSegments segments plus one request.
     void prepare(std::span<InFlight* const> batch, const blkif::Limits& limits, uint32_t now_ms);
 
-    /// Takes requests that the device is done with (failed set or not), copies what was read to the guest, lets the pages go,
-    /// and moves to `ready` every request that may now be answered: this batch's, and those that waited for its unmap.
+    /// Takes requests that the device is done with (failed set or not), copies what was read to the
+    /// guest, lets the pages go, and moves to `ready` every request that may now be answered: this
+    /// batch's, and those that waited for its unmap.
     void finish(InFlightList& done, InFlightList& ready);
 
     /// Every 100 ms: the purge of persistent grants.
@@ -87,18 +93,20 @@ class Transfer {
     void close();
 
   private:
-    Transfer(const Options& options, xen::GrantTable& grants, PagePool& pool, TransferScratch& scratch,
-             TransferCounters& counters)
+    Transfer(const Options& options, xen::GrantTable& grants, PagePool& pool,
+             TransferScratch& scratch, TransferCounters& counters)
         : options_(options), grants_(grants), pool_(pool), scratch_(scratch), counters_(counters) {}
 
-    void fetch_descriptors(std::span<InFlight* const> batch, const blkif::Limits& limits, uint32_t now_ms);
+    void fetch_descriptors(std::span<InFlight* const> batch, const blkif::Limits& limits,
+                           uint32_t now_ms);
     bool read_mapped_descriptors(InFlight& item, uint32_t page, uint32_t now_ms);
     void reach_persistent(InFlight& item, uint32_t now_ms);
     void reach_copy(InFlight& item);
     void reach_mapped(std::span<InFlight* const> batch, bool guest_writes);
     bool map_group(std::span<InFlight* const> members, uint32_t pages, xen::Access access);
     void take_pool_page(InFlight& item, uint32_t index);
-    void add_copy(InFlight& item, const blkif::Segment& segment, void* page, xen::CopyDirection direction);
+    void add_copy(InFlight& item, const blkif::Segment& segment, void* page,
+                  xen::CopyDirection direction);
     void run_copies();
     void fail(InFlight& item);
     void build_iovecs(InFlight& item);

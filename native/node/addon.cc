@@ -1,6 +1,5 @@
 // The addon's entry: what `require` of the .node file gives (lib/engine/addon.ts has the types).
 #include <napi.h>
-
 #include <sys/resource.h>
 
 #include "block/io_context.h"
@@ -24,7 +23,8 @@ Napi::Value probe(const Napi::CallbackInfo& info) {
     result.Set("ioUringReason", context ? context.value()->status() : context.error().message);
     rlimit memlock{};
     ::getrlimit(RLIMIT_MEMLOCK, &memlock);
-    result.Set("memlockBytes", memlock.rlim_cur == RLIM_INFINITY ? -1.0 : static_cast<double>(memlock.rlim_cur));
+    result.Set("memlockBytes",
+               memlock.rlim_cur == RLIM_INFINITY ? -1.0 : static_cast<double>(memlock.rlim_cur));
     return result;
 }
 

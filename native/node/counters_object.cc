@@ -12,7 +12,8 @@ using engine::QueueCounters;
 
 class Summary {
   public:
-    Summary(Napi::Env env, engine::Vbd& vbd) : env_(env), vbd_(vbd), object_(Napi::Object::New(env)) {}
+    Summary(Napi::Env env, engine::Vbd& vbd)
+        : env_(env), vbd_(vbd), object_(Napi::Object::New(env)) {}
 
     template <typename Read>
     uint64_t sum(Read read) const {
@@ -25,10 +26,10 @@ class Summary {
         object_.Set(name, Napi::Number::New(env_, static_cast<double>(value)));
     }
 
-    void counter(const char* name, Counter QueueCounters::* field) {
+    void counter(const char* name, Counter QueueCounters::*field) {
         number(name, sum([&](const QueueCounters& ring) { return (ring.*field).get(); }));
     }
-    void counter(const char* name, Counter memory::TransferCounters::* field) {
+    void counter(const char* name, Counter memory::TransferCounters::*field) {
         number(name, sum([&](const QueueCounters& ring) { return (ring.transfer.*field).get(); }));
     }
 
@@ -38,25 +39,29 @@ class Summary {
         into.Set(name, histogram_object(env_, merged));
     }
 
-    void operation(const char* name, OperationCounters QueueCounters::* field) {
+    void operation(const char* name, OperationCounters QueueCounters::*field) {
         Napi::Object object = Napi::Object::New(env_);
-        auto total = [&](Counter OperationCounters::* part) {
-            return static_cast<double>(sum([&](const QueueCounters& ring) { return (ring.*field.*part).get(); }));
+        auto total = [&](Counter OperationCounters::*part) {
+            return static_cast<double>(
+                sum([&](const QueueCounters& ring) { return (ring.*field.*part).get(); }));
         };
         object.Set("requests", total(&OperationCounters::requests));
         object.Set("sectors", total(&OperationCounters::sectors));
         object.Set("bytes", total(&OperationCounters::sectors) * kSectorSize);
         object.Set("errors", total(&OperationCounters::errors));
-        histogram(object, "latencyNs",
-                  [&](const QueueCounters& ring) -> const Histogram& { return (ring.*field).latency_ns; });
+        histogram(object, "latencyNs", [&](const QueueCounters& ring) -> const Histogram& {
+            return (ring.*field).latency_ns;
+        });
         object_.Set(name, object);
     }
 
     void rejections() {
         Napi::Object object = Napi::Object::New(env_);
         for (uint32_t kind = 1; kind < blkif::kRejectKinds; kind++) {
-            uint64_t count = sum([&](const QueueCounters& ring) { return ring.rejected[kind].get(); });
-            object.Set(blkif::name_of(static_cast<blkif::Reject>(kind)), static_cast<double>(count));
+            uint64_t count =
+                sum([&](const QueueCounters& ring) { return ring.rejected[kind].get(); });
+            object.Set(blkif::name_of(static_cast<blkif::Reject>(kind)),
+                       static_cast<double>(count));
         }
         object_.Set("rejected", object);
     }
@@ -82,11 +87,13 @@ Napi::Object counters_object(Napi::Env env, engine::Vbd& vbd, const PoolPages& p
     summary.counter("grantErrors", &TransferCounters::grant_errors);
     summary.counter("diskErrors", &QueueCounters::disk_errors);
     summary.counter("outOfRequests", &QueueCounters::out_of_requests);
-    summary.number("inFlight", summary.sum([](const QueueCounters& ring) { return ring.in_flight.get(); }));
-    summary.number("persistentGrants",
-                   summary.sum([](const QueueCounters& ring) { return ring.transfer.persistent.get(); }));
-    summary.number("persistentGrantsCap",
-                   uint64_t{vbd.tunables().max_persistent_grants} * std::max<size_t>(1, vbd.counters().size()));
+    summary.number("inFlight",
+                   summary.sum([](const QueueCounters& ring) { return ring.in_flight.get(); }));
+    summary.number("persistentGrants", summary.sum([](const QueueCounters& ring) {
+        return ring.transfer.persistent.get();
+    }));
+    summary.number("persistentGrantsCap", uint64_t{vbd.tunables().max_persistent_grants} *
+                                              std::max<size_t>(1, vbd.counters().size()));
     summary.counter("persistentGrantsOverflow", &TransferCounters::overflow);
     summary.counter("persistentGrantsPurged", &TransferCounters::purged);
     summary.counter("grantMaps", &TransferCounters::maps);
@@ -101,10 +108,12 @@ Napi::Object counters_object(Napi::Env env, engine::Vbd& vbd, const PoolPages& p
     summary.number("poolPagesInUse", pool.in_use);
     summary.number("poolPagesFree", pool.free);
     Napi::Object object = summary.object();
-    summary.histogram(object, "ringUtilisation",
-                      [](const QueueCounters& ring) -> const Histogram& { return ring.ring_utilisation; });
-    summary.histogram(object, "segmentsPerRequest",
-                      [](const QueueCounters& ring) -> const Histogram& { return ring.segments_per_request; });
+    summary.histogram(object, "ringUtilisation", [](const QueueCounters& ring) -> const Histogram& {
+        return ring.ring_utilisation;
+    });
+    summary.histogram(
+        object, "segmentsPerRequest",
+        [](const QueueCounters& ring) -> const Histogram& { return ring.segments_per_request; });
     return object;
 }
 

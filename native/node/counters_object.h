@@ -1,4 +1,5 @@
-// A vbd's counters as a JavaScript object (VbdCounters of lib/engine/engine.ts), summed over its rings.
+// A vbd's counters as a JavaScript object (VbdCounters of lib/engine/engine.ts), summed over its
+// rings.
 #pragma once
 
 #include <napi.h>

@@ -7,11 +7,12 @@ namespace vbd::node {
 
 namespace {
 
-// What a listener throws becomes an 'uncaughtException'. Left pending, Node 20 would swallow it with a warning, and the tasks
-// after it could not call JavaScript.
+// What a listener throws becomes an 'uncaughtException'. Left pending, Node 20 would swallow it
+// with a warning, and the tasks after it could not call JavaScript.
 void report_exception(Napi::Env env) {
     napi_value error = nullptr;
-    if (!env.IsExceptionPending() || napi_get_and_clear_last_exception(env, &error) != napi_ok) return;
+    if (!env.IsExceptionPending() || napi_get_and_clear_last_exception(env, &error) != napi_ok)
+        return;
     napi_fatal_exception(env, error);
 }
 
@@ -23,7 +24,8 @@ std::shared_ptr<Dispatcher> Dispatcher::create(Napi::Env env, const char* name) 
     dispatcher->self_ = dispatcher;
     // The finalizer is the last to know the doorbell; only then may the memory go.
     dispatcher->doorbell_ = Doorbell::New(
-        env, name, 0, 1, dispatcher.get(), [](Napi::Env, void*, Dispatcher* self) { self->self_.reset(); },
+        env, name, 0, 1, dispatcher.get(),
+        [](Napi::Env, void*, Dispatcher* self) { self->self_.reset(); },
         static_cast<void*>(nullptr));
     dispatcher->doorbell_.Unref(env);
     return dispatcher;

@@ -1,5 +1,6 @@
-// Dispatcher: runs functions on the JavaScript thread for other threads. One doorbell (a thread-safe function) is rung once for
-// however many functions wait, and never blocks its ringer. Made, closed and destroyed on the JavaScript thread.
+// Dispatcher: runs functions on the JavaScript thread for other threads. One doorbell (a
+// thread-safe function) is rung once for however many functions wait, and never blocks its ringer.
+// Made, closed and destroyed on the JavaScript thread.
 #pragma once
 
 #include <napi.h>
@@ -17,10 +18,12 @@ class Dispatcher {
 
     static std::shared_ptr<Dispatcher> create(Napi::Env env, const char* name);
 
-    /// From any thread. Tasks run in the order in which they were posted; after close() they are dropped unrun.
+    /// From any thread. Tasks run in the order in which they were posted; after close() they are
+    /// dropped unrun.
     void post(Task task);
 
-    /// On the JavaScript thread: while a promise waits for a task, the process must not end by itself.
+    /// On the JavaScript thread: while a promise waits for a task, the process must not end by
+    /// itself.
     void hold();
     void let_go();
 

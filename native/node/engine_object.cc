@@ -23,11 +23,13 @@ struct DiskState {
     std::shared_ptr<block::Device> device;  // null: closed
 };
 
-/// Shared by the JavaScript objects of one engine; the clean-up hook and close() stop it, whichever comes first.
+/// Shared by the JavaScript objects of one engine; the clean-up hook and close() stop it, whichever
+/// comes first.
 struct EngineState {
     std::shared_ptr<xen::Xen> xen;
     std::vector<std::unique_ptr<engine::Reactor>> reactors;
-    /// Guests that are served apart, each with a reactor of its own: what may sleep for them holds up nobody else.
+    /// Guests that are served apart, each with a reactor of its own: what may sleep for them holds
+    /// up nobody else.
     std::map<DomainId, std::vector<std::unique_ptr<engine::Reactor>>> apart;
     engine::Reactor::Options reactor_options;  // of the next one
     std::vector<std::weak_ptr<engine::Vbd>> vbds;
@@ -131,20 +133,24 @@ Napi::Value open_disk(const std::shared_ptr<EngineState>& engine, const Napi::Ca
 
     Napi::Object object = Napi::Object::New(env);
     wrap(object, kDiskTag, state);
-    object.Set("info", Napi::Function::New(env, [state](const Napi::CallbackInfo& call) -> Napi::Value {
+    object.Set("info",
+               Napi::Function::New(env, [state](const Napi::CallbackInfo& call) -> Napi::Value {
                    if (!state->device) return throw_closed(call.Env(), "the disk");
                    return disk_info(call.Env(), *state->device);
                }));
-    object.Set("resize", Napi::Function::New(env, [state](const Napi::CallbackInfo& call) -> Napi::Value {
+    object.Set("resize",
+               Napi::Function::New(env, [state](const Napi::CallbackInfo& call) -> Napi::Value {
                    if (!state->device) return throw_closed(call.Env(), "the disk");
-                   Status status = state->device->resize(static_cast<uint64_t>(call[0].As<Napi::Number>().Int64Value()));
+                   Status status = state->device->resize(
+                       static_cast<uint64_t>(call[0].As<Napi::Number>().Int64Value()));
                    if (!status) {
                        throw_error(call.Env(), status.error());
                        return call.Env().Undefined();
                    }
                    return disk_info(call.Env(), *state->device);
                }));
-    object.Set("close", Napi::Function::New(env, [state](const Napi::CallbackInfo&) { state->device.reset(); }));
+    object.Set("close", Napi::Function::New(
+                            env, [state](const Napi::CallbackInfo&) { state->device.reset(); }));
     return object;
 }
 
@@ -165,7 +171,8 @@ Napi::Object event_object(Napi::Env env, const engine::Event& event) {
     return object;
 }
 
-void apply_tunables(const std::shared_ptr<EngineState>& engine, engine::Tunables* vbd, Napi::Object given) {
+void apply_tunables(const std::shared_ptr<EngineState>& engine, engine::Tunables* vbd,
+                    Napi::Object given) {
     auto number = [&](const char* name) -> std::optional<double> {
         Napi::Value value = given.Get(name);
         if (!value.IsNumber()) return std::nullopt;
@@ -173,17 +180,20 @@ void apply_tunables(const std::shared_ptr<EngineState>& engine, engine::Tunables
     };
     engine::Reactor::Options& options = engine->reactor_options;
     if (auto poll_us = number("pollUs")) options.poll_us = static_cast<uint32_t>(*poll_us);
-    if (auto pages = number("maxBufferPages")) options.max_buffer_pages = static_cast<uint32_t>(*pages);
+    if (auto pages = number("maxBufferPages"))
+        options.max_buffer_pages = static_cast<uint32_t>(*pages);
     engine->each_reactor([&options](engine::Reactor& reactor) {
         reactor.set_poll_us(options.poll_us);
         reactor.set_max_buffer_pages(options.max_buffer_pages);
     });
     if (!vbd) return;
-    if (auto cap = number("maxPersistentGrants")) vbd->max_persistent_grants = static_cast<uint32_t>(*cap);
+    if (auto cap = number("maxPersistentGrants"))
+        vbd->max_persistent_grants = static_cast<uint32_t>(*cap);
     if (auto seconds = number("persistentGrantIdleSeconds")) {
         vbd->persistent_idle_ms = static_cast<uint32_t>(std::min(*seconds, 4'000'000.0) * 1000);
     }
-    if (auto bytes = number("maxInFlightBytes")) vbd->max_in_flight_bytes = static_cast<uint64_t>(*bytes);
+    if (auto bytes = number("maxInFlightBytes"))
+        vbd->max_in_flight_bytes = static_cast<uint64_t>(*bytes);
 }
 
 Napi::Value connect_vbd(const std::shared_ptr<VbdState>& state, const Napi::CallbackInfo& info) {
@@ -206,17 +216,18 @@ Napi::Value connect_vbd(const std::shared_ptr<VbdState>& state, const Napi::Call
     auto deferred = Napi::Promise::Deferred::New(env);
     auto dispatcher = state->engine->dispatcher;
     dispatcher->hold();
-    state->vbd->connect(
-        spec.value(), state->engine->xen, reactors,
-        [dispatcher, deferred](Result<memory::Strategy> outcome) {
-            dispatcher->post([dispatcher, deferred, outcome = std::move(outcome)](Napi::Env task_env) {
-                dispatcher->let_go();
-                if (!outcome) return deferred.Reject(error_value(task_env, outcome.error()));
-                Napi::Object result = Napi::Object::New(task_env);
-                result.Set("transfer", name_of(outcome.value()));
-                deferred.Resolve(result);
-            });
-        });
+    state->vbd->connect(spec.value(), state->engine->xen, reactors,
+                        [dispatcher, deferred](Result<memory::Strategy> outcome) {
+                            dispatcher->post([dispatcher, deferred,
+                                              outcome = std::move(outcome)](Napi::Env task_env) {
+                                dispatcher->let_go();
+                                if (!outcome)
+                                    return deferred.Reject(error_value(task_env, outcome.error()));
+                                Napi::Object result = Napi::Object::New(task_env);
+                                result.Set("transfer", name_of(outcome.value()));
+                                deferred.Resolve(result);
+                            });
+                        });
     return deferred.Promise();
 }
 
@@ -261,15 +272,19 @@ Napi::Value create_vbd(const std::shared_ptr<EngineState>& engine, const Napi::C
     engine->vbds.push_back(state->vbd);
 
     Napi::Object object = Napi::Object::New(env);
-    object.Set("connect", Napi::Function::New(
-                              env, [state](const Napi::CallbackInfo& call) { return connect_vbd(state, call); }));
+    object.Set("connect", Napi::Function::New(env, [state](const Napi::CallbackInfo& call) {
+                   return connect_vbd(state, call);
+               }));
     object.Set("disconnect", Napi::Function::New(env, [state](const Napi::CallbackInfo& call) {
                    return disconnect_vbd(state, call.Env());
                }));
     object.Set("tune", Napi::Function::New(env, [state](const Napi::CallbackInfo& call) {
-                   if (state->vbd) apply_tunables(state->engine, &state->vbd->tunables(), call[0].As<Napi::Object>());
+                   if (state->vbd)
+                       apply_tunables(state->engine, &state->vbd->tunables(),
+                                      call[0].As<Napi::Object>());
                }));
-    object.Set("counters", Napi::Function::New(env, [state](const Napi::CallbackInfo& call) -> Napi::Value {
+    object.Set("counters",
+               Napi::Function::New(env, [state](const Napi::CallbackInfo& call) -> Napi::Value {
                    if (!state->vbd) return throw_closed(call.Env(), "the vbd");
                    PoolPages pool;
                    state->engine->each_reactor([&pool](engine::Reactor& reactor) {
@@ -312,7 +327,8 @@ Napi::Value close_engine(const std::shared_ptr<EngineState>& engine, Napi::Env e
 
 Napi::Value resources(const std::shared_ptr<EngineState>& engine, Napi::Env env) {
     Napi::Object object = Napi::Object::New(env);
-    set_number(object, "reactors", static_cast<double>(engine->reactors.size() + engine->apart.size()));
+    set_number(object, "reactors",
+               static_cast<double>(engine->reactors.size() + engine->apart.size()));
     set_number(object, "vbds", static_cast<double>(engine->live_vbds().size()));
     std::erase_if(engine->disks, [](auto& weak) {
         auto disk = weak.lock();
@@ -322,8 +338,9 @@ Napi::Value resources(const std::shared_ptr<EngineState>& engine, Napi::Env env)
     return object;
 }
 
-// An idle reactor sleeps without a beat: each call wakes all of them, so that the next call finds every healthy one further on.
-// Reactors apart are left out: they are apart because they may be held up.
+// An idle reactor sleeps without a beat: each call wakes all of them, so that the next call finds
+// every healthy one further on. Reactors apart are left out: they are apart because they may be
+// held up.
 Napi::Value heartbeats(const std::shared_ptr<EngineState>& engine, Napi::Env env) {
     Napi::Array beats = Napi::Array::New(env, engine->reactors.size());
     for (uint32_t i = 0; i < engine->reactors.size(); i++) {
@@ -359,19 +376,24 @@ Napi::Value create_engine(const Napi::CallbackInfo& info) {
     });
 
     Napi::Object object = Napi::Object::New(env);
-    object.Set("openDisk", Napi::Function::New(
-                               env, [state](const Napi::CallbackInfo& call) { return open_disk(state, call); }));
-    object.Set("createVbd", Napi::Function::New(
-                                env, [state](const Napi::CallbackInfo& call) { return create_vbd(state, call); }));
+    object.Set("openDisk", Napi::Function::New(env, [state](const Napi::CallbackInfo& call) {
+                   return open_disk(state, call);
+               }));
+    object.Set("createVbd", Napi::Function::New(env, [state](const Napi::CallbackInfo& call) {
+                   return create_vbd(state, call);
+               }));
     object.Set("tune", Napi::Function::New(env, [state](const Napi::CallbackInfo& call) {
                    apply_tunables(state, nullptr, call[0].As<Napi::Object>());
                }));
-    object.Set("resources", Napi::Function::New(
-                                env, [state](const Napi::CallbackInfo& call) { return resources(state, call.Env()); }));
-    object.Set("heartbeats", Napi::Function::New(
-                                 env, [state](const Napi::CallbackInfo& call) { return heartbeats(state, call.Env()); }));
-    object.Set("close", Napi::Function::New(
-                            env, [state](const Napi::CallbackInfo& call) { return close_engine(state, call.Env()); }));
+    object.Set("resources", Napi::Function::New(env, [state](const Napi::CallbackInfo& call) {
+                   return resources(state, call.Env());
+               }));
+    object.Set("heartbeats", Napi::Function::New(env, [state](const Napi::CallbackInfo& call) {
+                   return heartbeats(state, call.Env());
+               }));
+    object.Set("close", Napi::Function::New(env, [state](const Napi::CallbackInfo& call) {
+                   return close_engine(state, call.Env());
+               }));
     return object;
 }
 

@@ -1,5 +1,6 @@
-// The engine as JavaScript sees it: createEngine() and the objects it gives out (lib/engine/addon.ts has their types).
-// Everything here runs on the JavaScript thread; reactors answer through a Dispatcher.
+// The engine as JavaScript sees it: createEngine() and the objects it gives out
+// (lib/engine/addon.ts has their types). Everything here runs on the JavaScript thread; reactors
+// answer through a Dispatcher.
 #pragma once
 
 #include <napi.h>

@@ -7,20 +7,25 @@ namespace vbd::node {
 
 namespace {
 
-Error invalid(const char* what) { return Error{ErrorKind::kInvalidArgument, 0, std::string("not a valid ") + what}; }
+Error invalid(const char* what) {
+    return Error{ErrorKind::kInvalidArgument, 0, std::string("not a valid ") + what};
+}
 
 std::string text(Napi::Object object, const char* name) {
     Napi::Value value = object.Get(name);
     return value.IsString() ? value.As<Napi::String>().Utf8Value() : std::string();
 }
 
-bool flag(Napi::Object object, const char* name) { return object.Get(name).ToBoolean().Value(); }
+bool flag(Napi::Object object, const char* name) {
+    return object.Get(name).ToBoolean().Value();
+}
 
 /// A whole number of 0..max; nothing where it is absent or anything else.
 std::optional<uint64_t> whole(Napi::Value value, double max = 9007199254740991.0) {
     if (!value.IsNumber()) return std::nullopt;
     double number = value.As<Napi::Number>().DoubleValue();
-    if (!(number >= 0 && number <= max) || number != static_cast<double>(static_cast<uint64_t>(number))) {
+    if (!(number >= 0 && number <= max) ||
+        number != static_cast<double>(static_cast<uint64_t>(number))) {
         return std::nullopt;
     }
     return static_cast<uint64_t>(number);
@@ -50,16 +55,18 @@ Result<block::DeviceOptions> device_options_of(Napi::Value value) {
     Napi::Object spec = value.As<Napi::Object>();
     block::DeviceOptions options;
     std::string driver = text(spec, "driver");
-    options.sector_size = static_cast<uint32_t>(whole(spec.Get("sectorSize"), UINT32_MAX).value_or(512));
+    options.sector_size =
+        static_cast<uint32_t>(whole(spec.Get("sectorSize"), UINT32_MAX).value_or(512));
     if (driver == "file") {
         options.driver = block::Driver::kFile;
         options.path = text(spec, "path");
         options.read_only = flag(spec, "readOnly");
         options.write_through = flag(spec, "writeThrough");
         Napi::Value direct = spec.Get("direct");
-        options.direct = direct.IsBoolean() ? (direct.ToBoolean().Value() ? block::DirectChoice::kOn
-                                                                            : block::DirectChoice::kOff)
-                                            : block::DirectChoice::kAuto;
+        options.direct = direct.IsBoolean()
+                             ? (direct.ToBoolean().Value() ? block::DirectChoice::kOn
+                                                           : block::DirectChoice::kOff)
+                             : block::DirectChoice::kAuto;
         std::string io = text(spec, "io");
         options.io = io == "sync"    ? block::IoChoice::kSync
                      : io == "uring" ? block::IoChoice::kUring
@@ -92,6 +99,7 @@ engine::Features features_of(Napi::Object given) {
     features.barrier = flag(given, "barrier");
     features.discard = flag(given, "discard");
     features.secure_discard = flag(given, "secureDiscard");
+    features.read_only = flag(given, "readOnly");
     return features;
 }
 

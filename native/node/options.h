@@ -1,5 +1,5 @@
-// What JavaScript passes in, as the core's structs. TypeScript has validated it (lib/), so a wrong type here is a programming
-// mistake, answered with an Error all the same.
+// What JavaScript passes in, as the core's structs. TypeScript has validated it (lib/), so a wrong
+// type here is a programming mistake, answered with an Error all the same.
 #pragma once
 
 #include <napi.h>

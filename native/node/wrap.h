@@ -1,5 +1,5 @@
-// wrap and unwrap: a JavaScript object that carries a shared C++ object, with a type tag so that no other object is taken for
-// it. The shared pointer goes when the JavaScript object is collected.
+// wrap and unwrap: a JavaScript object that carries a shared C++ object, with a type tag so that no
+// other object is taken for it. The shared pointer goes when the JavaScript object is collected.
 #pragma once
 
 #include <napi.h>
@@ -12,8 +12,9 @@ template <typename T>
 void wrap(Napi::Object object, const napi_type_tag& tag, std::shared_ptr<T> native) {
     auto* holder = new std::shared_ptr<T>(std::move(native));
     napi_wrap(
-        object.Env(), object, holder, [](napi_env, void* data, void*) { delete static_cast<std::shared_ptr<T>*>(data); },
-        nullptr, nullptr);
+        object.Env(), object, holder,
+        [](napi_env, void* data, void*) { delete static_cast<std::shared_ptr<T>*>(data); }, nullptr,
+        nullptr);
     napi_type_tag_object(object.Env(), object, &tag);
 }
 

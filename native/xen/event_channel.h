@@ -1,9 +1,10 @@
-// EventChannel: one interdomain event channel port bound on its own descriptor. One handle belongs to one thread, but
-// notify() may be called from any.
+// EventChannel: one interdomain event channel port bound on its own descriptor. One handle belongs
+// to one thread, but notify() may be called from any.
 //
-// The semantics are /dev/xen/evtchn's: a delivered event stays masked until unmask(), further notifications coalesce into
-// one pending event that fires again at the unmask; binding leaves one event pending; a peer that closes or dies sends
-// nothing, and notify() towards it is silently dropped.
+// The semantics are /dev/xen/evtchn's: a delivered event stays masked until unmask(), further
+// notifications coalesce into one pending event that fires again at the unmask; binding leaves one
+// event pending; a peer that closes or dies sends nothing, and notify() towards it is silently
+// dropped.
 #pragma once
 
 #include "base/result.h"

@@ -1,6 +1,8 @@
-// GrantTable: how a backend reaches pages that a guest granted to it. One handle belongs to one thread.
+// GrantTable: how a backend reaches pages that a guest granted to it. One handle belongs to one
+// thread.
 //
-// Two implementations: mock_* (the mock hypervisor) and host_* (libxengnttab). Both keep gntdev's rules:
+// Two implementations: mock_* (the mock hypervisor) and host_* (libxengnttab). Both keep gntdev's
+// rules:
 //   - a mapping is unmapped whole, with the count it was mapped with;
 //   - one bad reference fails a whole map call, and nothing of that call stays mapped;
 //   - copy reports a status per segment; a whole-call failure fails every segment.
@@ -40,13 +42,15 @@ enum class CopyDirection : uint8_t {
     kToGuest,    // local → guest page
 };
 
-/// One piece of one guest page. offset + length ≤ 4096, length ≥ 1. `local` should not cross a page (the kernel splits there).
+/// One piece of one guest page. offset + length ≤ 4096, length ≥ 1. `local` should not cross a page
+/// (the kernel splits there).
 struct GrantCopy {
     GrantRef ref = 0;
     uint16_t offset = 0;
     uint16_t length = 0;
     CopyDirection direction = CopyDirection::kFromGuest;
-    int16_t status = kGrantGeneralError;  // written by copy(); failure until proven otherwise (XSA-361)
+    int16_t status =
+        kGrantGeneralError;  // written by copy(); failure until proven otherwise (XSA-361)
     void* local = nullptr;
 };
 
@@ -54,15 +58,15 @@ class GrantTable {
   public:
     virtual ~GrantTable() = default;
 
-    /// Maps refs.size() pages of `domain` at one contiguous address, all or nothing. Errors: kXen with EINVAL (a reference
-    /// refused), ENOMEM.
+    /// Maps refs.size() pages of `domain` at one contiguous address, all or nothing. Errors: kXen
+    /// with EINVAL (a reference refused), ENOMEM.
     virtual Result<void*> map(DomainId domain, std::span<const GrantRef> refs, Access access) = 0;
 
     /// Undoes one earlier map(): same address, same page count.
     virtual Status unmap(void* address, uint32_t pages) = 0;
 
-    /// Copies every segment, setting each status. An Error means the call as a whole failed and every status is undefined:
-    /// the caller must treat all as failed.
+    /// Copies every segment, setting each status. An Error means the call as a whole failed and
+    /// every status is undefined: the caller must treat all as failed.
     virtual Status copy(DomainId domain, std::span<GrantCopy> segments) = 0;
 };
 

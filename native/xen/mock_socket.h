@@ -48,8 +48,8 @@ Result<Fd> connect_socket(const std::string& path);
 /// Sends one message whole; 0 or an errno. Never raises SIGPIPE, never blocks.
 int send_message(int socket, const void* bytes, size_t size, std::span<const int> descriptors);
 
-/// Receives one message: its size, also where that is more than `capacity`; 0 at the end of the connection, or -errno. Surplus descriptors
-/// are closed.
+/// Receives one message: its size, also where that is more than `capacity`; 0 at the end of the
+/// connection; or -errno. Surplus descriptors are closed.
 ssize_t receive_message(int socket, void* bytes, size_t capacity, Descriptors* descriptors);
 
 }  // namespace vbd::xen::mock

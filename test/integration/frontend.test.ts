@@ -183,6 +183,16 @@ describe('changes', () => {
     await guest.close()
   })
 
+  it('comes and goes under one number, as fast as it can', async () => {
+    for (let i = 0; i < 30; i++) {
+      const guest = await join1()
+      expect(await guest.xenstore.read('/local/domain/1/domid')).toBe('1')
+      await guest.close()
+      expect(guest.failure).toBeUndefined()
+    }
+    expect(mock.domains()).toEqual([])
+  })
+
   it('a second guest of the same number is refused, and a missing mock is said', async () => {
     await using guest = await join1()
     await expect(join1()).rejects.toMatchObject({ code: 'ERR_VBD_BUSY' })

@@ -121,8 +121,10 @@ async function perform(world: VbdWorld, what: Act, pending: Promise<unknown>[]):
     case 'remove':
       return world.removeDirectories()
     case 'own-state':
-      if (world.state !== undefined) await xl.write(`${BACKEND_PATH}/state`, what.state)
-      return
+      return xl.transaction(async (tx) => {
+        const path = `${BACKEND_PATH}/state`
+        if ((await tx.tryRead(path)) !== undefined) await tx.write(path, what.state)
+      })
     case 'domain-dies':
       await world.store.destroy(1)
       return world.createDomain()

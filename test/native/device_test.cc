@@ -197,7 +197,7 @@ TEST_CASE("disk: random work on tmpfs") {
     INFO(disk.geometry().description);
     if (disk.geometry().description.find("inline") == std::string::npos)
         MESSAGE("/dev/shm is no tmpfs");
-    compare_with_shadow(disk, kDisk, 300, 11);
+    compare_with_shadow(disk, kDisk, 120, 11);
 }
 
 TEST_CASE("disk: random work with a tiny io_uring, which is always full") {

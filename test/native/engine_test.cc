@@ -78,7 +78,8 @@ TEST_CASE("engine: data is right for every protocol, transfer, ring count and ri
                         if (indirect) {
                             std::memcpy(rig.data(100), segments.data(), count * sizeof(Segment));
                             GrantRef ref = rig.data_ref(100);
-                            rig.fronts[ring].write_indirect(operation, 7, sector, count, std::span(&ref, 1));
+                            rig.fronts[ring].write_indirect(operation, 7, sector, count,
+                                                            std::span(&ref, 1));
                             rig.push(ring);
                             auto response = rig.collect(1, ring)[0];
                             REQUIRE(response.status == 0);
@@ -89,7 +90,9 @@ TEST_CASE("engine: data is right for every protocol, transfer, ring count and ri
                         uint8_t* disk = shadow.data() + sector * kSectorSize;
                         for (uint32_t i = 0; i < count; i++) {
                             uint8_t* piece = rig.data(i) + segments[i].first_sector * kSectorSize;
-                            size_t length = (segments[i].last_sector - segments[i].first_sector + 1u) * kSectorSize;
+                            size_t length =
+                                (segments[i].last_sector - segments[i].first_sector + 1u) *
+                                kSectorSize;
                             if (write) {
                                 std::memcpy(disk, piece, length);
                             } else {
@@ -141,6 +144,25 @@ TEST_CASE("engine: what a guest may not ask is refused, and counted by reason") 
     CHECK(rig.transact(Operation::kFlush, 0, {rig.segment(0)}) == 0);
 }
 
+TEST_CASE(
+    "engine: a vbd that is read-only for its guest refuses every change, whatever the disk "
+    "allows") {
+    RigOptions options;
+    options.read_only = true;
+    EngineRig rig(memory_disk(1 << 20), options);
+    REQUIRE(rig.connect());
+    CHECK(rig.transact(Operation::kRead, 0, {rig.segment(0)}) == 0);
+    CHECK(rig.transact(Operation::kFlush, 0, {}) == 0);
+    CHECK(rig.transact(Operation::kWrite, 0, {rig.segment(0)}) == blkif::kResponseError);
+    CHECK(rig.transact(Operation::kWriteBarrier, 0, {rig.segment(0)}) == blkif::kResponseError);
+    CHECK(rig.transact(Operation::kFlush, 0, {rig.segment(0)}) == blkif::kResponseError);
+    rig.fronts[0].write_discard(1, 0, 8, false);
+    rig.push();
+    CHECK(rig.collect(1)[0].status == blkif::kResponseError);
+    CHECK(rig.counters().write.requests.get() == 0);
+    CHECK(rig.counters().discard.requests.get() == 0);
+}
+
 TEST_CASE("engine: an indirect request's descriptors are checked as strictly") {
     for (bool persistent : {true, false}) {
         RigOptions options;
@@ -149,14 +171,17 @@ TEST_CASE("engine: an indirect request's descriptors are checked as strictly") {
         REQUIRE(rig.connect());
         auto indirect = [&](std::vector<Segment> segments, GrantRef page) {
             std::memcpy(rig.data(100), segments.data(), segments.size() * sizeof(Segment));
-            rig.fronts[0].write_indirect(Operation::kRead, 1, 0, static_cast<uint16_t>(segments.size()),
+            rig.fronts[0].write_indirect(Operation::kRead, 1, 0,
+                                         static_cast<uint16_t>(segments.size()),
                                          std::span(&page, 1));
             rig.push();
             return rig.collect(1)[0].status;
         };
         CHECK(indirect({rig.segment(0), rig.segment(1)}, rig.data_ref(100)) == 0);
-        CHECK(indirect({rig.segment(0), rig.segment(1, 0, 8)}, rig.data_ref(100)) == blkif::kResponseError);
-        CHECK(indirect(std::vector<Segment>(257, rig.segment(0)), rig.data_ref(100)) == blkif::kResponseError);
+        CHECK(indirect({rig.segment(0), rig.segment(1, 0, 8)}, rig.data_ref(100)) ==
+              blkif::kResponseError);
+        CHECK(indirect(std::vector<Segment>(257, rig.segment(0)), rig.data_ref(100)) ==
+              blkif::kResponseError);
         CHECK(indirect({rig.segment(0)}, 999'999) == blkif::kResponseError);
         CHECK(indirect({rig.segment(0)}, 0xffff'fff0) == blkif::kResponseError);
         CHECK(rig.counters().transfer.grant_errors.get() == 2);
@@ -165,7 +190,9 @@ TEST_CASE("engine: an indirect request's descriptors are checked as strictly") {
 
 TEST_CASE("engine: a bad grant fails its own request and no other, whatever the transfer") {
     const std::pair<engine::TransferChoice, bool> transfers[] = {
-        {engine::TransferChoice::kAuto, true}, {engine::TransferChoice::kCopy, false}, {engine::TransferChoice::kMap, false}};
+        {engine::TransferChoice::kAuto, true},
+        {engine::TransferChoice::kCopy, false},
+        {engine::TransferChoice::kMap, false}};
     for (auto [choice, persistent] : transfers) {
         RigOptions options;
         options.transfer = choice;
@@ -180,12 +207,14 @@ TEST_CASE("engine: a bad grant fails its own request and no other, whatever the 
         }
         rig.push();
         for (auto& response : rig.collect(8)) {
-            bool bad = response.id == 3 || response.id == 5;  // no such grant; read-only, and a read writes to it
+            bool bad = response.id == 3 ||
+                       response.id == 5;  // no such grant; read-only, and a read writes to it
             CHECK(response.status == (bad ? blkif::kResponseError : blkif::kResponseOkay));
         }
         CHECK(rig.counters().transfer.grant_errors.get() == 2);
         if (choice != engine::TransferChoice::kAuto) {
-            CHECK(rig.transact(Operation::kWrite, 0, {rig.segment(5)}) == 0);  // reading a read-only page is fine
+            CHECK(rig.transact(Operation::kWrite, 0, {rig.segment(5)}) ==
+                  0);  // reading a read-only page is fine
         }
         CHECK(rig.counters().in_flight.get() == 0);
     }
@@ -204,7 +233,8 @@ TEST_CASE("engine: a grant copy that fails as a whole fails every segment") {
 }
 
 TEST_CASE("engine: one grant call serves a whole batch") {
-    for (engine::TransferChoice choice : {engine::TransferChoice::kCopy, engine::TransferChoice::kMap}) {
+    for (engine::TransferChoice choice :
+         {engine::TransferChoice::kCopy, engine::TransferChoice::kMap}) {
         RigOptions options;
         options.transfer = choice;
         options.poll_us = 0;
@@ -287,7 +317,8 @@ TEST_CASE("engine: the in-flight budget holds requests back, and a giant alone s
             if (id % 8 == 0) {
                 rig.fronts[0].write_indirect(Operation::kRead, id, 0, 256, std::span(&ref, 1));
             } else {
-                rig.fronts[0].write_data(Operation::kWrite, id, id * 8, std::span(giant.data() + id, 3));
+                rig.fronts[0].write_data(Operation::kWrite, id, id * 8,
+                                         std::span(giant.data() + id, 3));
             }
         }
         rig.push();
@@ -296,7 +327,9 @@ TEST_CASE("engine: the in-flight budget holds requests back, and a giant alone s
     }
 }
 
-TEST_CASE("engine: a producer that overflows stops the ring for good, says so once, and still lets go of everything") {
+TEST_CASE(
+    "engine: a producer that overflows stops the ring for good, says so once, and still lets go of "
+    "everything") {
     EngineRig rig(memory_disk(1 << 20));
     REQUIRE(rig.connect());
     CHECK(rig.transact(Operation::kRead, 0, {rig.segment(0)}) == 0);
@@ -339,7 +372,8 @@ TEST_CASE("engine: a failed connect leaves nothing, and the next one works") {
 }
 
 TEST_CASE("engine: disconnect waits for the disk, answers what was taken, then holds nothing") {
-    for (auto choice : {engine::TransferChoice::kAuto, engine::TransferChoice::kCopy, engine::TransferChoice::kMap}) {
+    for (auto choice : {engine::TransferChoice::kAuto, engine::TransferChoice::kCopy,
+                        engine::TransferChoice::kMap}) {
         RigOptions options;
         options.transfer = choice;
         auto device = std::make_shared<ManualDevice>(1 << 20);
@@ -422,7 +456,9 @@ TEST_CASE("engine: barriers of several rings under load all complete") {
     }
 }
 
-TEST_CASE("engine: a flush that failed is never answered; writes fail, reads go on, and the vbd still closes") {
+TEST_CASE(
+    "engine: a flush that failed is never answered; writes fail, reads go on, and the vbd still "
+    "closes") {
     auto device = std::make_shared<ManualDevice>(1 << 20);
     EngineRig rig(device);
     REQUIRE(rig.connect());
@@ -473,7 +509,8 @@ TEST_CASE("engine: disk errors become the right answers") {
     CHECK(rig.counters().disk_errors.get() == 3);
 }
 
-TEST_CASE("engine: an idle reactor sleeps, an event storm is throttled, and work after it is served") {
+TEST_CASE(
+    "engine: an idle reactor sleeps, an event storm is throttled, and work after it is served") {
     EngineRig rig(memory_disk(1 << 20));
     REQUIRE(rig.connect());
     CHECK(rig.transact(Operation::kRead, 0, {rig.segment(0)}) == 0);

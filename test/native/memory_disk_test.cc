@@ -33,9 +33,9 @@ DeviceOptions memory(uint64_t size, uint32_t sector_size = 512) {
 
 TEST_CASE("memory: random work") {
     Disk disk(memory(4 * kMiB));
-    compare_with_shadow(disk, 4 * kMiB, 400, 41);
+    compare_with_shadow(disk, 4 * kMiB, 120, 41);
     Disk other(memory(4 * kMiB, 4096));
-    compare_with_shadow(other, 4 * kMiB, 200, 42);
+    compare_with_shadow(other, 4 * kMiB, 60, 42);
 }
 
 TEST_CASE("memory: sizes that are no disk are refused") {

@@ -11,7 +11,8 @@ using namespace vbd;
 using memory::PagePool;
 using memory::PersistentGrants;
 
-TEST_CASE("page pool: pages are distinct, bounded, kept warm up to the limit and given back beyond it") {
+TEST_CASE(
+    "page pool: pages are distinct, bounded, kept warm up to the limit and given back beyond it") {
     auto pool = std::move(PagePool::create(1000, 100)).value();
     std::vector<void*> pages(1000);
     REQUIRE(pool->acquire(pages));
@@ -29,7 +30,8 @@ TEST_CASE("page pool: pages are distinct, bounded, kept warm up to the limit and
     pool->shrink();
     CHECK(pool->warm() == 0);
     REQUIRE(pool->acquire(pages));
-    for (void* page : pages) CHECK(static_cast<uint8_t*>(page)[0] == 0);  // the system took the memory back
+    for (void* page : pages)
+        CHECK(static_cast<uint8_t*>(page)[0] == 0);  // the system took the memory back
     pool->release(pages);
     pool->on_give_back(nullptr);
 }
@@ -54,7 +56,9 @@ TEST_CASE("persistent grants: a model with wild and tame references, pins, caps 
     std::mt19937 random(3);
     std::vector<GrantRef> refs;
     for (uint32_t i = 0; i < 300; i++) {
-        GrantRef ref = i % 3 == 0 ? i : i % 3 == 1 ? (1u << 20) + i * 4096 : static_cast<GrantRef>(random() | 0x8000'0000);
+        GrantRef ref = i % 3 == 0   ? i
+                       : i % 3 == 1 ? (1u << 20) + i * 4096
+                                    : static_cast<GrantRef>(random() | 0x8000'0000);
         refs.push_back(ref);
         xen.grant(ref, i % 64);
     }
@@ -93,7 +97,9 @@ TEST_CASE("persistent grants: a model with wild and tame references, pins, caps 
     CHECK(xen.mapped_pages == 0);
 }
 
-TEST_CASE("persistent grants: the purge takes the least recently used, never one in use, and idle ones by age") {
+TEST_CASE(
+    "persistent grants: the purge takes the least recently used, never one in use, and idle ones "
+    "by age") {
     test::FakeXen xen(64);
     auto table = std::move(xen.open_grant_table()).value();
     for (GrantRef ref = 0; ref < 40; ref++) xen.grant(ref, ref);

@@ -1,5 +1,6 @@
-// EngineRig: a guest with rings on FakeXen, a reactor or more, and a vbd on a device of the test's choice. The guest's calls
-// are synchronous: submit, then wait for the answers on the event channel.
+// EngineRig: a guest with rings on FakeXen, a reactor or more, and a vbd on a device of the test's
+// choice. The guest's calls are synchronous: submit, then wait for the answers on the event
+// channel.
 #pragma once
 
 #include <doctest/doctest.h>
@@ -19,7 +20,8 @@ using blkif::Operation;
 using blkif::Protocol;
 using blkif::Segment;
 
-/// A disk whose completions the test decides. Ios wait in the order in which they came, over all rings.
+/// A disk whose completions the test decides. Ios wait in the order in which they came, over all
+/// rings.
 class ManualDevice : public block::Device {
   public:
     explicit ManualDevice(uint64_t size) {
@@ -72,7 +74,8 @@ class ManualDevice : public block::Device {
     };
     class ManualQueue : public block::DeviceQueue {
       public:
-        ManualQueue(ManualDevice& device, block::IoContext& context) : device_(device), context_(context) {}
+        ManualQueue(ManualDevice& device, block::IoContext& context)
+            : device_(device), context_(context) {}
         void submit(std::span<block::Io* const> batch) override {
             std::lock_guard lock(device_.mutex_);
             for (block::Io* io : batch) {
@@ -104,6 +107,7 @@ struct RigOptions {
     uint32_t poll_us = 20;
     uint32_t max_indirect = 256;
     uint32_t data_pages = 1024;
+    bool read_only = false;
 };
 
 class EngineRig {
@@ -115,19 +119,23 @@ class EngineRig {
         : options(options),
           xen(std::make_shared<FakeXen>(options.rings * options.ring_pages + options.data_pages)) {
         for (uint32_t i = 0; i < options.reactors; i++) {
-            engine::Reactor::Options reactor_options{"test-" + std::to_string(i), options.poll_us, 1024};
+            engine::Reactor::Options reactor_options{"test-" + std::to_string(i), options.poll_us,
+                                                     1024};
             reactors.push_back(std::move(engine::Reactor::start(reactor_options)).value());
         }
         engine::Features features;
         features.transfer = options.transfer;
         features.max_indirect_segments = options.max_indirect;
         features.discard = device->geometry().can_discard;
-        vbd = engine::Vbd::create("1:51712", std::move(device), features, [this](engine::Event event) {
-            std::lock_guard lock(mutex_);
-            events_.push_back(std::move(event));
-            changed_.notify_all();
-        });
-        for (uint32_t i = 0; i < options.data_pages; i++) xen->grant(kFirstData + i, first_data_page() + i);
+        features.read_only = options.read_only;
+        vbd = engine::Vbd::create("1:51712", std::move(device), features,
+                                  [this](engine::Event event) {
+                                      std::lock_guard lock(mutex_);
+                                      events_.push_back(std::move(event));
+                                      changed_.notify_all();
+                                  });
+        for (uint32_t i = 0; i < options.data_pages; i++)
+            xen->grant(kFirstData + i, first_data_page() + i);
         make_rings();
     }
     ~EngineRig() {
@@ -163,7 +171,8 @@ class EngineRig {
     Result<memory::Strategy> connect() {
         auto outcome = std::make_shared<std::promise<Result<memory::Strategy>>>();
         auto future = outcome->get_future();
-        vbd->connect(spec(), xen, reactors, [outcome](Result<memory::Strategy> r) { outcome->set_value(std::move(r)); });
+        vbd->connect(spec(), xen, reactors,
+                     [outcome](Result<memory::Strategy> r) { outcome->set_value(std::move(r)); });
         REQUIRE(future.wait_for(10s) == std::future_status::ready);
         return future.get();
     }
@@ -187,9 +196,11 @@ class EngineRig {
         while (responses.size() < count) {
             REQUIRE(fronts[ring].begin_pass());
             guest::FrontResponse response;
-            while (responses.size() < count && fronts[ring].next(response)) responses.push_back(response);
+            while (responses.size() < count && fronts[ring].next(response))
+                responses.push_back(response);
             if (responses.size() == count || fronts[ring].final_check()) continue;
-            REQUIRE_MESSAGE(std::chrono::steady_clock::now() < deadline, "the backend did not answer");
+            REQUIRE_MESSAGE(std::chrono::steady_clock::now() < deadline,
+                            "the backend did not answer");
             pollfd wait{xen->channel(ports[ring]).to_front.get(), POLLIN, 0};
             ::poll(&wait, 1, 100);
             uint64_t drained;
@@ -208,7 +219,8 @@ class EngineRig {
         guest::FrontResponse response;
         return !fronts[ring].next(response);
     }
-    int16_t transact(Operation operation, uint64_t sector, std::vector<Segment> segments, uint32_t ring = 0) {
+    int16_t transact(Operation operation, uint64_t sector, std::vector<Segment> segments,
+                     uint32_t ring = 0) {
         fronts[ring].write_data(operation, ++next_id, sector, segments);
         push(ring);
         auto responses = collect(1, ring);
@@ -223,7 +235,9 @@ class EngineRig {
         REQUIRE(came);
         return events_;
     }
-    const engine::QueueCounters& counters(uint32_t ring = 0) const { return *vbd->counters()[ring]; }
+    const engine::QueueCounters& counters(uint32_t ring = 0) const {
+        return *vbd->counters()[ring];
+    }
 
     void make_rings() {
         fronts.clear();
@@ -235,7 +249,8 @@ class EngineRig {
             void* memory = xen->page(i * options.ring_pages);
             guest::FrontRing::initialise(memory);
             fronts.push_back(
-                std::move(guest::FrontRing::attach(memory, options.ring_pages, options.protocol)).value());
+                std::move(guest::FrontRing::attach(memory, options.ring_pages, options.protocol))
+                    .value());
             ports.push_back(xen->alloc_port());
         }
     }

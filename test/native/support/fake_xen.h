@@ -1,6 +1,7 @@
-// FakeXen: one guest's pages and grants inside the test process, with every rule of grant_table.h and event_channel.h that the
-// engine relies on, knobs to break each call, and counts of what is mapped and bound. Far smaller than the mock on purpose: the
-// engine's tests should not trust the mock, nor the mock's the engine.
+// FakeXen: one guest's pages and grants inside the test process, with every rule of grant_table.h
+// and event_channel.h that the engine relies on, knobs to break each call, and counts of what is
+// mapped and bound. Far smaller than the mock on purpose: the engine's tests should not trust the
+// mock, nor the mock's the engine.
 #pragma once
 
 #include <sys/epoll.h>
@@ -34,7 +35,8 @@ class FakeXen : public xen::Xen {
         bool bound = false;
     };
 
-    explicit FakeXen(uint32_t pages) : pages_(pages), memory_fd_(::memfd_create("guest", MFD_CLOEXEC)) {
+    explicit FakeXen(uint32_t pages)
+        : pages_(pages), memory_fd_(::memfd_create("guest", MFD_CLOEXEC)) {
         VBD_CHECK(::ftruncate(memory_fd_.get(), off_t{pages} * kPageSize) == 0);
         memory_ = map_all();
     }
@@ -68,13 +70,15 @@ class FakeXen : public xen::Xen {
     std::function<void()> on_unmap;
 
     Result<std::unique_ptr<xen::GrantTable>> open_grant_table() override;
-    Result<std::unique_ptr<xen::EventChannel>> bind_interdomain(DomainId domain, Port port) override;
+    Result<std::unique_ptr<xen::EventChannel>> bind_interdomain(DomainId domain,
+                                                                Port port) override;
 
   private:
     friend class FakeGrantTable;
     uint8_t* map_all() {
-        return static_cast<uint8_t*>(
-            ::mmap(nullptr, size_t{pages_} * kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED, memory_fd_.get(), 0));
+        return static_cast<uint8_t*>(::mmap(nullptr, size_t{pages_} * kPageSize,
+                                            PROT_READ | PROT_WRITE, MAP_SHARED, memory_fd_.get(),
+                                            0));
     }
     bool lookup(GrantRef ref, bool write, uint32_t& page_index) {
         std::lock_guard lock(mutex_);
@@ -105,13 +109,16 @@ class FakeGrantTable : public xen::GrantTable {
         bool write = access == xen::Access::kReadWrite;
         std::vector<uint32_t> pages(refs.size());
         for (size_t i = 0; i < refs.size(); i++) {
-            if (!xen_.lookup(refs[i], write, pages[i])) return Error{ErrorKind::kXen, EINVAL, "a grant was refused"};
+            if (!xen_.lookup(refs[i], write, pages[i]))
+                return Error{ErrorKind::kXen, EINVAL, "a grant was refused"};
         }
         size_t bytes = refs.size() * kPageSize;
-        auto* base = static_cast<uint8_t*>(::mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+        auto* base = static_cast<uint8_t*>(
+            ::mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
         for (size_t i = 0; i < refs.size(); i++) {
-            void* at = ::mmap(base + i * kPageSize, kPageSize, write ? PROT_READ | PROT_WRITE : PROT_READ,
-                              MAP_SHARED | MAP_FIXED, xen_.memory_fd_.get(), off_t{pages[i]} * kPageSize);
+            void* at =
+                ::mmap(base + i * kPageSize, kPageSize, write ? PROT_READ | PROT_WRITE : PROT_READ,
+                       MAP_SHARED | MAP_FIXED, xen_.memory_fd_.get(), off_t{pages[i]} * kPageSize);
             VBD_CHECK(at != MAP_FAILED);
         }
         mapped_[base] = static_cast<uint32_t>(refs.size());
@@ -142,7 +149,8 @@ class FakeGrantTable : public xen::GrantTable {
                 continue;
             }
             uint8_t* guest = view_ + size_t{page} * kPageSize + segment.offset;
-            std::memcpy(write ? guest : segment.local, write ? segment.local : guest, segment.length);
+            std::memcpy(write ? guest : segment.local, write ? segment.local : guest,
+                        segment.length);
             segment.status = xen::kGrantOkay;
         }
         return {};
@@ -150,20 +158,23 @@ class FakeGrantTable : public xen::GrantTable {
 
   private:
     FakeXen& xen_;
-    // Copies go through addresses of their own: guest and backend order their accesses through the ring, which they see at
-    // different addresses too, so a race detector cannot know that they are ordered.
+    // Copies go through addresses of their own: guest and backend order their accesses through the
+    // ring, which they see at different addresses too, so a race detector cannot know that they are
+    // ordered.
     uint8_t* view_;
     std::map<void*, uint32_t> mapped_;
 };
 
 class FakeEventChannel : public xen::EventChannel {
   public:
-    FakeEventChannel(FakeXen& xen, Port port) : xen_(xen), channel_(xen.channel(port)), port_(port) {
+    FakeEventChannel(FakeXen& xen, Port port)
+        : xen_(xen), channel_(xen.channel(port)), port_(port) {
         epoll_event event{};
         event.events = EPOLLIN | EPOLLONESHOT;
         ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, channel_.to_back.get(), &event);
         uint64_t one = 1;
-        (void)!::write(channel_.to_back.get(), &one, sizeof one);  // binding leaves one event pending
+        (void)!::write(channel_.to_back.get(), &one,
+                       sizeof one);  // binding leaves one event pending
         channel_.bound = true;
         xen_.bound_ports++;
     }

@@ -1,0 +1,88 @@
+/** The README's programs, as they stand there: they compile, run, and do what is said. */
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import {
+  closeSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  readSync,
+  rmSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import ts from 'typescript'
+import { afterEach, beforeEach, expect, it } from 'vitest'
+import { Scene } from './cli_process.js'
+
+const ROOT = fileURLToPath(new URL('../..', import.meta.url))
+const README = readFileSync(join(ROOT, 'README.md'), 'utf8')
+/** Inside the package, so that its own name resolves to it. */
+const FOLDER = join(ROOT, '.cache', `readme-${process.pid}`)
+
+const programs = [...README.matchAll(/```ts\n([\s\S]*?)```/g)].map((match) => match[1] ?? '')
+
+let scene: Scene
+
+beforeEach(async () => {
+  scene = await Scene.make()
+  mkdirSync(FOLDER, { recursive: true })
+})
+
+afterEach(async () => {
+  await scene.close()
+  rmSync(FOLDER, { recursive: true, force: true })
+})
+
+/** Starts a program of the README on our mock and our image. */
+function start(name: string, source: string) {
+  const here = source
+    .replaceAll('/tmp/xen', scene.path('xen'))
+    .replaceAll('disk.img', scene.path('disk.img'))
+  const { outputText, diagnostics } = ts.transpileModule(here, {
+    compilerOptions: { target: ts.ScriptTarget.ES2022, module: ts.ModuleKind.ESNext },
+    reportDiagnostics: true,
+  })
+  expect(diagnostics).toEqual([])
+  const path = join(FOLDER, `${name}.mjs`)
+  writeFileSync(path, outputText)
+  const child = spawn(process.execPath, [path], { stdio: ['ignore', 'pipe', 'pipe'] })
+  const said = { text: '' }
+  for (const stream of [child.stdout, child.stderr]) {
+    stream.on('data', (chunk) => {
+      said.text += chunk
+    })
+  }
+  return { child, said, ended: once(child, 'close').then(([code]) => code as number | null) }
+}
+
+it('serves, resizes, tunes and watches, while a guest writes and reads', async () => {
+  expect(programs).toHaveLength(2)
+  const [backendProgram = '', guestProgram = ''] = programs
+  writeFileSync(scene.path('disk.img'), '')
+  truncateSync(scene.path('disk.img'), 1024 * 1024)
+  await scene.mock()
+  // It goes on for ever in the README; here until the first line of statistics.
+  const loop = /console\.log\(stats\.read\.iops.*\)/
+  expect(backendProgram).toMatch(loop)
+  const backend = start(
+    'backend',
+    backendProgram.replace(loop, (line) => `${line}\n  break`),
+  )
+  const guest = start('guest', guestProgram)
+  try {
+    expect(await guest.ended, guest.said.text).toBe(0)
+    expect(guest.said.text).toMatch(/<Buffer( 2a){50}/)
+    expect(await backend.ended, backend.said.text).toBe(0)
+    expect(backend.said.text).toMatch(/^x86_64-abi 2\n.*\d+ \d+ \d+\n$/)
+    const written = Buffer.alloc(4096)
+    const image = openSync(scene.path('disk.img'), 'r')
+    readSync(image, written, 0, 4096, 4096)
+    closeSync(image)
+    expect(written.equals(Buffer.alloc(4096, 0x2a))).toBe(true)
+  } finally {
+    for (const { child } of [backend, guest]) child.kill('SIGKILL')
+  }
+})

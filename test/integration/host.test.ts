@@ -1,0 +1,296 @@
+/** The addon's way to this machine's Xen, on machines that have none: what it says, its xenbus device on a pipe, and the service manager. */
+import { execFileSync, spawn } from 'node:child_process'
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { constants, tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { createInterface } from 'node:readline'
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
+import type { NativeEngine, NativeMockBroker, NativeMockGuest } from '../../lib/engine/addon.js'
+import { type Connection, DEFAULT_TUNABLES, type EngineEvent } from '../../lib/engine/engine.js'
+import {
+  isControlDomain,
+  notifyServiceManager,
+  openHostXen,
+  openXenbusDevice,
+  probeHost,
+} from '../../lib/engine/host.js'
+import { createNativeEngine, loadAddon, openMockXen } from '../../lib/engine/native.js'
+import { dialDevice } from '../../lib/xenstore/device_transport.js'
+import { encodePacket, MESSAGE } from '../../lib/xenstore/wire.js'
+
+const PATIENT = { timeout: 10_000, interval: 5 }
+
+/** Names of this process's threads that begin with `prefix`. */
+function threads(prefix: string): string[] {
+  const names: string[] = []
+  for (const task of readdirSync('/proc/self/task')) {
+    try {
+      names.push(readFileSync(`/proc/self/task/${task}/comm`, 'latin1').trim())
+    } catch {
+      // It ended in between.
+    }
+  }
+  return names.filter((name) => name.startsWith(prefix))
+}
+
+let dir: string
+beforeEach(() => {
+  dir = mkdtempSync(join(tmpdir(), 'vbdkit-host-'))
+})
+afterEach(() => {
+  rmSync(dir, { recursive: true })
+})
+
+describe('this machine', () => {
+  it('is looked at without a throw, and every problem is named', () => {
+    const probe = probeHost()
+    expect(probe.gnttab.soname).toBe('libxengnttab.so.1')
+    expect(probe.evtchn.soname).toBe('libxenevtchn.so.1')
+    expect(probe.devices.map(({ path }) => path)).toEqual(['/dev/xen/gntdev', '/dev/xen/evtchn'])
+    const expected =
+      Number(probe.gnttab.error !== '') +
+      Number(probe.evtchn.error !== '') +
+      probe.devices.filter(({ errno }) => errno !== 0).length
+    expect(probe.problems).toHaveLength(expected)
+  })
+
+  it('opens, or says all that is missing and what to do', () => {
+    const { problems } = probeHost()
+    if (problems.length === 0) {
+      const xen = openHostXen({ domid: 0, onSlow: () => {} })
+      expect(xen.kind).toBe('host')
+      xen.close()
+      xen.close()
+      return
+    }
+    const refused = expect.objectContaining({
+      code: 'ERR_VBD_NO_XEN',
+      message: expect.stringContaining(problems.join('; ')),
+      remedy: expect.stringContaining('mock'),
+    })
+    expect(() => openHostXen({ domid: 0 })).toThrow(refused)
+    expect(() => openHostXen({ domid: 0, onSlow: () => {} })).toThrow(refused)
+  })
+
+  it('is the control domain where the kernel says so', () => {
+    expect(isControlDomain(join(dir, 'none'))).toBe(false)
+    expect(isControlDomain('/proc/self/comm')).toBe(false)
+  })
+})
+
+describe('the xenbus device', () => {
+  const packet = encodePacket({ type: MESSAGE.READ, reqId: 1, txId: 0, payload: '/a\0' })
+
+  it('carries packets both ways, and leaves no thread', async () => {
+    // A pipe that is open for reading and writing gives back what is written.
+    const pipe = join(dir, 'pipe')
+    execFileSync('mkfifo', [pipe])
+    const chunks: Buffer[] = []
+    const dial = dialDevice(pipe, openXenbusDevice, { patienceMs: 0 })
+    const transport = await dial(
+      { data: (chunk) => chunks.push(chunk), lost() {} },
+      new AbortController().signal,
+    )
+    expect(threads('vbdkit-xs-')).toHaveLength(2)
+    for (let i = 0; i < 100; i++) transport.send(packet)
+    const all = Buffer.concat(Array.from({ length: 100 }, () => packet))
+    await vi.waitFor(() => expect(Buffer.concat(chunks).equals(all)).toBe(true), PATIENT)
+    await transport.close()
+    transport.send(packet)
+    await transport.close()
+    expect(threads('vbdkit-xs-')).toEqual([])
+  })
+
+  it('takes megabytes that JavaScript is slow to read', async () => {
+    const received: number[] = []
+    // /dev/zero never ends, and swallows what is written.
+    const device = openXenbusDevice('/dev/zero', {
+      data: (chunk) => received.push(chunk.length),
+      refused() {},
+      lost() {},
+    })
+    const until = Date.now() + 200
+    while (Date.now() < until); // the thread reads on, up to its bound
+    await vi.waitFor(() => expect(received.length).toBeGreaterThan(3), PATIENT)
+    device.close()
+    expect(Math.max(...received)).toBeLessThan(2 * 1024 * 1024)
+    const { length } = received
+    await new Promise((resolve) => setImmediate(resolve))
+    expect(received).toHaveLength(length)
+  })
+
+  it('tells of a write that failed, and of its end', async () => {
+    const refused: [string, number][] = []
+    const full = openXenbusDevice('/dev/full', {
+      data() {},
+      refused: (given, errno) => refused.push([given.toString('hex'), errno]),
+      lost() {},
+    })
+    full.write(packet)
+    await vi.waitFor(
+      () => expect(refused).toEqual([[packet.toString('hex'), constants.errno.ENOSPC]]),
+      PATIENT,
+    )
+    full.close()
+    const lost: number[] = []
+    const empty = openXenbusDevice('/dev/null', {
+      data() {},
+      refused() {},
+      lost: (errno) => lost.push(errno),
+    })
+    await vi.waitFor(() => expect(lost).toEqual([0]), PATIENT)
+    empty.close()
+  })
+
+  it('throws the errno of what cannot be opened', () => {
+    const silent = { data() {}, refused() {}, lost() {} }
+    expect(() => openXenbusDevice(join(dir, 'none'), silent)).toThrow(
+      expect.objectContaining({ kind: 'xen', errno: constants.errno.ENOENT }),
+    )
+  })
+})
+
+describe('the service manager', () => {
+  const RECEIVER = `
+import socket, sys
+s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+s.bind(sys.argv[1].replace('@', '\\0', 1) if sys.argv[1][0] == '@' else sys.argv[1])
+print('ready', flush=True)
+print(s.recv(4096).decode(), flush=True)
+`
+  it.each(['path', 'abstract'])('is told through its socket: %s', async (kind) => {
+    const socket = kind === 'path' ? join(dir, 'notify') : `@vbdkit-test-${process.pid}`
+    const receiver = spawn('python3', ['-c', RECEIVER, socket], {
+      stdio: ['ignore', 'pipe', 'inherit'],
+    })
+    const lines = createInterface({ input: receiver.stdout })[Symbol.asyncIterator]()
+    expect((await lines.next()).value).toBe('ready')
+    expect(notifyServiceManager('READY=1 héllo', { NOTIFY_SOCKET: socket })).toBe(true)
+    expect((await lines.next()).value).toBe('READY=1 héllo')
+  })
+
+  it('is no concern where there is none', () => {
+    expect(notifyServiceManager('READY=1', {})).toBe(false)
+    for (const socket of [join(dir, 'none'), 'relative', '@', `/${'x'.repeat(200)}`, 'vsock:1:2']) {
+      expect(notifyServiceManager('READY=1', { NOTIFY_SOCKET: socket })).toBe(false)
+    }
+  })
+})
+
+describe('reactors', () => {
+  let broker: NativeMockBroker
+  let guest: NativeMockGuest
+  let engine: NativeEngine
+
+  beforeEach(() => {
+    const addon = loadAddon()
+    const socket = join(dir, 'xen.sock')
+    broker = addon.startMockBroker(socket, () => {})
+    guest = addon.connectMockGuest(
+      socket,
+      7,
+      8,
+      () => {},
+      () => {},
+    )
+    engine = addon.createEngine({
+      xen: addon.connectMock(socket, 0),
+      reactors: 2,
+      tunables: DEFAULT_TUNABLES,
+      name: 'vbdkit',
+    })
+  })
+  afterEach(async () => {
+    await engine.close()
+    guest.close()
+    broker.close()
+    expect(threads('vbdkit-dom')).toEqual([])
+  })
+
+  it('have a beat at every call, also when they sleep', async () => {
+    let before = engine.heartbeats()
+    expect(before).toHaveLength(2)
+    for (let i = 0; i < 3; i++) {
+      let now = before
+      await vi.waitFor(() => {
+        now = engine.heartbeats()
+        expect(now.every((beat, j) => beat > before[j]!)).toBe(true)
+      }, PATIENT)
+      before = now
+    }
+  })
+
+  /** The guest's one ring, freshly granted. */
+  function connection(): Connection {
+    guest.grant(8, 0, 0, false)
+    return {
+      domid: 7,
+      protocol: 'x86_64-abi',
+      persistent: false,
+      rings: [{ ringRefs: [8], eventChannel: guest.allocUnbound(0) }],
+    }
+  }
+  const features = {
+    transfer: 'copy',
+    maxIndirectSegments: 0,
+    flush: true,
+    barrier: false,
+    discard: false,
+    secureDiscard: false,
+    onFlushFailure: 'hold',
+  } as const
+  const portsBound = () => broker.domains().find(({ domid }) => domid === 7)?.portsBound
+
+  it('serve a guest apart on one of its own', async () => {
+    const given = connection()
+    const disk = engine.openDisk({ driver: 'null', sizeBytes: 1 << 20 })
+    const vbd = engine.createVbd('7:51712', disk, features, DEFAULT_TUNABLES, () => {})
+    await vbd.connect(given)
+    expect(threads('vbdkit-dom')).toEqual([])
+    await vbd.disconnect()
+    // The same ring again, elsewhere: so a guest is moved.
+    await vbd.connect({ ...given, apart: true })
+    expect(threads('vbdkit-dom')).toEqual(['vbdkit-dom7'])
+    expect(engine.resources().reactors).toBe(3)
+    expect(engine.heartbeats()).toHaveLength(2)
+    await vbd.disconnect()
+    await vbd.connect({ ...given, apart: true })
+    expect(threads('vbdkit-dom')).toEqual(['vbdkit-dom7'])
+    await vbd.close()
+    disk.close()
+  })
+
+  it('let go of a guest whose grant calls sleep: it moves to one of its own', async () => {
+    let slow: ((domid: number) => void) | undefined
+    const xen = openMockXen(join(dir, 'xen.sock'))
+    const adapter = createNativeEngine({
+      xen: { ...xen, onSlowGuest: (listener) => void (slow = listener) },
+      reactors: 1,
+      tunables: DEFAULT_TUNABLES,
+      name: 'moving',
+    })
+    const events: EngineEvent[] = []
+    const disk = await adapter.openDisk({ driver: 'null', sizeBytes: 1 << 20 })
+    const tunables = DEFAULT_TUNABLES
+    const onEvent = (event: EngineEvent) => void events.push(event)
+    const vbd = adapter.createVbd({ name: '7:51712', disk, features, tunables, onEvent })
+    const given = connection()
+    await vbd.connect(given)
+    slow?.(8) // another guest's
+    slow?.(7)
+    slow?.(7)
+    await vi.waitFor(() => {
+      expect(threads('vbdkit-dom')).toEqual(['vbdkit-dom7'])
+      expect(portsBound()).toBe(1)
+    }, PATIENT)
+    await vbd.disconnect()
+    expect(portsBound()).toBe(0)
+    // It is known from now on.
+    await vbd.connect(given)
+    expect(threads('vbdkit-dom')).toEqual(['vbdkit-dom7'])
+    expect(events).toEqual([])
+    await vbd.close()
+    await adapter.close()
+    xen.close()
+  })
+})
