@@ -263,8 +263,11 @@ describe('reactors', () => {
   it('let go of a guest whose grant calls sleep: it moves to one of its own', async () => {
     let slow: ((domid: number) => void) | undefined
     const xen = openMockXen(join(dir, 'xen.sock'))
+    const onSlowGuest = (listener: (domid: number) => void) => {
+      slow = listener
+    }
     const adapter = createNativeEngine({
-      xen: { ...xen, onSlowGuest: (listener) => void (slow = listener) },
+      xen: { ...xen, onSlowGuest },
       reactors: 1,
       tunables: DEFAULT_TUNABLES,
       name: 'moving',
