@@ -280,8 +280,8 @@ function joinBroker(connect: () => NativeMockGuest, path: string): NativeMockGue
 }
 
 /**
- * The guest's own socket appears shortly after its domain does, and the domain's nodes after that. A reset is the socket
- * of an earlier domain of this number, which goes just now.
+ * The guest's own socket appears shortly after its domain does, and the domain's nodes after that. A reset is the
+ * socket of an earlier domain of this number, which goes just now.
  */
 async function enterXenstore(
   open: (path: string) => Promise<Xenstore>,

@@ -165,7 +165,7 @@ export class Handshake {
   async #backendConnects(wait: WaitOptions): Promise<void> {
     const { bus } = this
     // Who does not wait for InitWait may still see the Closed of the connection before.
-    const before = bus.backendState
+    const before = this.#choices.manners.waitsForInitWait ? undefined : bus.backendState
     const refuses = (state: number) => isDown(state) && state !== before
     const decided = (state: number) => state === XENBUS.connected || refuses(state)
     const state = await bus.waitFor('Connected', decided, wait)

@@ -182,13 +182,24 @@ export class RequestScheduler implements FrontQueueHost {
       while (!this.#paused && this.#head < this.#waiting.length) {
         const operation = this.#waiting[this.#head]!
         if (!operation.hasWork) this.#head++
-        else if (!this.#issue(operation)) break
+        else if (!this.#issue(operation)) {
+          // An answer makes room. Without one to come, nothing ever would.
+          if (this.inFlight > 0) break
+          operation.fail(this.#noRoom())
+        }
       }
       for (const queue of this.#queues) queue.publish()
     } catch (error) {
       this.#options.broken(error)
     }
     this.#compact()
+  }
+
+  #noRoom(): VbdError {
+    return new VbdError('ERR_VBD_STATE', 'the guest has no page or grant reference left', {
+      vbd: this.#options.vbd,
+      remedy: 'give the guest more memory, or fewer disks',
+    })
   }
 
   #issue(operation: Operation): boolean {

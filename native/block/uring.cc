@@ -216,6 +216,9 @@ void Uring::forget_buffers(const void* begin, size_t length) {
     const uintptr_t to = std::min(reinterpret_cast<uintptr_t>(begin) + length,
                                   arena + registered_.size() * kChunkBytes);
     if (from >= to) return;
+    // What is queued already names these buffers by their index, and the kernel resolves it when it
+    // takes the entry.
+    flush();
     for (size_t chunk = (from - arena) / kChunkBytes; chunk * kChunkBytes < to - arena; chunk++) {
         if (!registered_[chunk]) continue;
         const iovec none{nullptr, 0};

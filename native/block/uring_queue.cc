@@ -131,7 +131,10 @@ void UringQueue::moved(Io* io, uint64_t bytes) {
 }
 
 void UringQueue::fail_step(Io* io, int32_t error) {
-    if (is_transient(error) && io->scratch++ < kMaxRetries) return uring_.start(io);
+    // EFAULT: the buffer was unregistered between queueing and submission, which forget_buffers()
+    // can only mostly prevent.
+    const bool again = is_transient(error) || error == EFAULT;
+    if (again && io->scratch++ < kMaxRetries) return uring_.start(io);
     if (error == EIO && io->op == IoOp::kWrite && durable(*io) && backing_.direct()) {
         backing_.note_sync_failure();
     }

@@ -45,7 +45,7 @@ class Mailbox {
     void deliver() {
         uint64_t drained;
         (void)!::read(wake_fd_.get(), &drained, sizeof drained);
-        ready_.store(false, std::memory_order_release);
+        ready_.exchange(false, std::memory_order_acq_rel);  // sees what went with a wake()
         std::vector<Message> mail;
         {
             std::lock_guard lock(mutex_);

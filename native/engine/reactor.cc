@@ -155,7 +155,12 @@ void Reactor::idle(uint64_t now_ns) {
         cpu_relax();
         return;
     }
-    if (!arm_all(now_ns) || !io_->arm()) return;
+    if (!arm_all(now_ns)) return;
+    if (!io_->arm()) {
+        // The rings are armed: only their events tell of new requests, however often this happens.
+        wait_for_events(0);
+        return;
+    }
     bool events = wait_for_events(timeout_ms(now_ns));
     uint64_t woken_ns = monotonic_ns();
     last_spin_ns_ = woken_ns;

@@ -2,6 +2,7 @@
  * Nothing is left: after every way in which a guest and its disk can part, no grant is mapped, no port bound, and this
  * process holds exactly the descriptors, threads and files that it held before.
  */
+import { writeFileSync } from 'node:fs'
 import { setImmediate as turn } from 'node:timers/promises'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import type { Disk } from '../../lib/disk/disk.js'
@@ -177,8 +178,8 @@ async function cycle(world: World, name: string, random: Random): Promise<void> 
   frontend.on('connected', () => log.push('connected'))
   frontend.on('closed', () => log.push('closed'))
   const wd = setTimeout(() => {
-    const { counters } = vbd.stats()
-    console.log('HANG', name, domid, frontend.state, frontend.load, vbd.state, vbd.frontendState, vbd.connection, vbd.disk.description, JSON.stringify(counters, (k, v) => k === 'buckets' ? undefined : v), frontend.violations, log.join(', '), world.mock.domains(), world.said, frontend.queues.map((q) => JSON.stringify([q.inFlight, q.ring.indices(), q.ring.entries])))
+    const { counters } = vbd.stats(); writeFileSync('/tmp/prover/hang.pid', String(process.pid))
+    console.log('HANG', name, domid, frontend.state, frontend.load, vbd.state, vbd.frontendState, vbd.connection, vbd.disk.description, JSON.stringify(counters, (k, v) => k === 'buckets' ? undefined : v), frontend.violations, log.join(', '), world.mock.domains(), frontend.queues.map((q) => JSON.stringify([q.inFlight, q.ring.indices(), q.ring.entries])))
   }, 6000)
   await ENDINGS[name]!({ world, random, vbd, guest, frontend })
   clearTimeout(wd)
@@ -252,7 +253,7 @@ describe('guests that come and go', () => {
     await expectNodes(world, nodes)
     expect(world.engine.resources()).toMatchObject({ reactors: 2, vbds: 0, disks: 0 })
     expect(world.said.errors).toEqual([])
-  }, 40_000)
+  }, 60_000)
 })
 
 describe('backends that come and go', () => {

@@ -293,8 +293,14 @@ TEST_CASE("uring: buffers of the arena are registered, and forgotten before thei
         CHECK(read_right(4096, 4096, 8192));
         CHECK(disk.move(IoOp::kWrite, 0, arena + 4096, 4096) == 0);
         CHECK(read_right(Uring::kChunkBytes + 512, 4096, 8192));
+        // Queued with a registered buffer, not submitted yet when that buffer is forgotten.
+        iovec part{arena + 8192, 4096};
+        Io queued{.op = IoOp::kWrite, .iov_count = 1, .iov = &part, .offset = 0, .length = 4096};
+        Io* batch = &queued;
+        disk.queue().submit(std::span(&batch, 1));
         disk.context().forget_buffers(arena, kArena);
         CHECK(disk.context().status().find(" 0 MiB of buffers registered") != std::string::npos);
+        CHECK(disk.wait()->error == 0);
     }
     ::munmap(memory, kArena);
 }

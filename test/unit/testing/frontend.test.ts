@@ -175,6 +175,13 @@ describe('handshake', () => {
     await expect(frontend.connect()).rejects.toEqual(code('ERR_VBD_STATE'))
   })
 
+  it('is refused by a backend that closes before it has seen the rings', async () => {
+    const { frontend, backend, store } = await makeWorld()
+    await backend.die()
+    frontend.on('key', () => void store.write(`${backend.backendPath}/state`, '6'))
+    await expect(frontend.connect()).rejects.toEqual(code('ERR_VBD_STATE'))
+  })
+
   it('closes while it connects', async () => {
     const { frontend, backend } = await makeWorld()
     await backend.die()
@@ -258,6 +265,21 @@ describe('requests', () => {
     const { frontend, guest } = await connect({ memoryBytes: 64 * 4096, ringOrder: 4 })
     await Promise.all(Array.from({ length: 200 }, (_, i) => frontend.read(i * 4096, 4096)))
     expect(guest.memory.use.pages).toBeLessThanOrEqual(64 + 16)
+  })
+
+  it('fails what the guest has no grant reference for, instead of waiting for ever', async () => {
+    const { frontend, guest } = await connect({ persistent: false })
+    const spare = guest.memory.takePages(1)
+    const taken: number[] = []
+    for (;;) {
+      const ref = guest.memory.grant(spare, 0, true)
+      if (ref === undefined) break
+      taken.push(ref)
+    }
+    await expect(frontend.read(0, 512)).rejects.toEqual(code('ERR_VBD_STATE'))
+    for (const ref of taken) guest.memory.endAccess(ref)
+    guest.memory.releasePages(spare)
+    expect(await frontend.read(0, 512)).toHaveLength(512)
   })
 
   it('turns answers into errors', async () => {
