@@ -14,7 +14,7 @@ import type { MannersName } from '../../lib/testing/manners.js'
 import type { Vbd } from '../../lib/vbd/vbd.js'
 import { PRIVILEGED } from '../../lib/xenstore/permission.js'
 import { Random, VerifiedDisk } from '../support/product_verify.js'
-import { diskFolder, MIB, World } from '../support/product_world.js'
+import { bounded, diskFolder, MIB, World } from '../support/product_world.js'
 import { type Census, census, expectBackTo, ownTemporaryFolder } from '../support/resources.js'
 
 ownTemporaryFolder()
@@ -171,7 +171,13 @@ async function cycle(world: World, name: string, random: Random): Promise<void> 
     ]),
     reconnect: random.below(2) === 0,
   })
-  await ENDINGS[name]!({ world, random, vbd, guest, frontend })
+  await bounded(ENDINGS[name]!({ world, random, vbd, guest, frontend }), 30, () => ({
+    states: [frontend.state, vbd.state, vbd.frontendState],
+    load: frontend.load,
+    rings: frontend.queues.map((queue) => queue.ring.indices()),
+    disk: vbd.disk.description,
+    counters: vbd.stats().counters,
+  }))
   await world.expectReleased(domid)
   expect(frontend.violations).toEqual([])
   if (!guest.signal.aborted) {

@@ -562,3 +562,29 @@ TEST_CASE("engine: 64 vbds on 2 reactors, no thread beyond them") {
     }
     rigs.clear();
 }
+
+TEST_CASE(
+    "engine: reactors that stop while a vbd connects leave nothing mapped and nothing bound") {
+    for (int round = 0; round < 200; round++) {
+        RigOptions options;
+        options.rings = 6;
+        options.reactors = 0;
+        options.data_pages = 8;
+        EngineRig rig(memory_disk(1 << 20), options);
+        std::vector<std::unique_ptr<engine::Reactor>> reactors;
+        std::vector<engine::Reactor*> all;
+        for (int i = 0; i < 3; i++) {
+            reactors.push_back(
+                std::move(engine::Reactor::start({"stop-" + std::to_string(i), 20, 64})).value());
+            all.push_back(reactors.back().get());
+        }
+        auto vbd = engine::Vbd::create("1:51712", memory_disk(1 << 20), {}, [](engine::Event) {});
+        vbd->connect(rig.spec(), rig.xen, reactors, [](Result<memory::Strategy>) {});
+        std::this_thread::sleep_for(std::chrono::microseconds(round * 2));
+        engine::Reactor::stop_all(all);
+        reactors.clear();
+        vbd.reset();
+        CHECK(rig.xen->mapped_pages == 0);
+        CHECK(rig.xen->bound_ports == 0);
+    }
+}

@@ -144,6 +144,28 @@ export class World implements AsyncDisposable {
   }
 }
 
+/** `promise`, or a failure that says how things stand when it takes longer than it ever should. */
+export async function bounded<T>(
+  promise: Promise<T>,
+  seconds: number,
+  describe: () => unknown,
+): Promise<T> {
+  let timer: NodeJS.Timeout | undefined
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => {
+      const said = JSON.stringify(describe(), (key, value) =>
+        key === 'buckets' ? undefined : value,
+      )
+      reject(new Error(`not done after ${seconds} s: ${said}`))
+    }, seconds * 1000)
+  })
+  try {
+    return await Promise.race([promise, late])
+  } finally {
+    clearTimeout(timer)
+  }
+}
+
 function isGuest({ domid }: { domid: number }): boolean {
   return domid !== 0
 }
