@@ -40,7 +40,7 @@ export async function openLog(path: string | undefined, level: LogLevel): Promis
   })
   // A full disk must not end the service of guests.
   file.on('error', () => {})
-  const logger = pino({ level, base: { pid: process.pid } }, file as DestinationStream)
+  const logger = pino({ level, base: null }, file as DestinationStream)
   return {
     logger,
     close: () =>

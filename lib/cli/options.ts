@@ -67,8 +67,7 @@ export function choiceOption(
 
 /** An option that takes a size; bytes. */
 export function sizeOption(flags: string, description: string, fallback?: string): Option {
-  const text =
-    fallback === undefined ? description : `${description} (${defaultText(fallback).slice(2)})`
+  const text = fallback === undefined ? description : `${description} (default: ${fallback})`
   return new Option(flags, text).argParser(named(flag(flags), parseSize))
 }
 
@@ -100,7 +99,7 @@ export function vbdArgument(text: string): string {
 export const sizeArgument = named('SIZE', parseSize)
 
 function defaultText(fallback: string | undefined): string {
-  return fallback === undefined ? '' : `, ${fallback === '' ? 'none' : fallback} by default`
+  return fallback === undefined ? '' : `; default: ${fallback}`
 }
 
 function flag(flags: string): string {

@@ -22,7 +22,7 @@ function bar(label: string, total: number): Progress {
       hideCursor: true,
       clearOnComplete: false,
       gracefulExit: false,
-      barsize: 30,
+      barsize: 20,
       stream: process.stdout,
     },
     Presets.shades_classic,

@@ -54,6 +54,13 @@ class Mailbox {
         for (Message& message : mail) message();
     }
 
+    /// Destroys the messages unread, and what they hold with them. When nobody delivers any more.
+    void clear() {
+        std::vector<Message> unread;
+        const std::lock_guard lock(mutex_);
+        unread.swap(messages_);
+    }
+
     int wake_fd() const { return wake_fd_.get(); }
 
   private:

@@ -64,9 +64,19 @@ Result<std::unique_ptr<Reactor>> Reactor::start(const Options& options) {
 }
 
 Reactor::~Reactor() {
+    stop();
+    mailbox_.clear();
+}
+
+void Reactor::stop() {
     stop_.store(true);
     mailbox_.wake();
     if (thread_.joinable()) thread_.join();
+}
+
+void Reactor::stop_all(std::span<Reactor* const> reactors) {
+    for (Reactor* reactor : reactors) reactor->stop();
+    for (Reactor* reactor : reactors) reactor->mailbox_.clear();
 }
 
 Status Reactor::set_up() {
@@ -274,18 +284,23 @@ void Reactor::remove_drained() {
     }
 }
 
-// The last turns: drain what is left, but do not wait for ever for a disk that hangs.
-void Reactor::shut_down() {
+void Reactor::close_members() {
     for (Member& member : members_) {
         if (member.on_closed) continue;
         member.queue->begin_close();
         member.on_closed = [] {};
         closing_count_++;
     }
+}
+
+// The last turns: drain what is left, but do not wait for ever for a disk that hangs.
+void Reactor::shut_down() {
     uint64_t deadline_ns = monotonic_ns() + kShutdownNs;
+    close_members();
     while (!members_.empty() && monotonic_ns() < deadline_ns) {
         for (Member& member : members_) member.queue->wake();
         if (!turn(monotonic_ns())) wait_for_events(1);
+        close_members();  // mail may have brought another one
     }
     if (members_.empty() && io_->in_flight() == 0) {
         pool_->on_give_back(nullptr);

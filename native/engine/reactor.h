@@ -12,6 +12,7 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
@@ -34,9 +35,17 @@ class Reactor {
     /// Starts the thread. Errors: kNoMemory, and whatever the kernel refuses.
     static Result<std::unique_ptr<Reactor>> start(const Options& options);
 
+    /// Stops it, if nobody has.
+    ~Reactor();
+
     /// Closes every queue that is left and joins the thread. Waits for I/O at the devices for up to
     /// two seconds; what is still in flight then keeps its memory for ever.
-    ~Reactor();
+    void stop();
+
+    /// Stops reactors that write to each other, because they serve rings of one vbd: none may go
+    /// before the last thread has ended. What they had not read goes with everything that it held,
+    /// half made connections among it.
+    static void stop_all(std::span<Reactor* const> reactors);
 
     Mailbox& mailbox() { return mailbox_; }
 
@@ -82,6 +91,7 @@ class Reactor {
     void remove_drained();
     void adapt_window(uint64_t slept_ns);
     bool watch(int fd, void* tag);
+    void close_members();
     void shut_down();
 
     Mailbox mailbox_;

@@ -42,6 +42,9 @@ struct EngineState {
 
     // Joins every thread; no callback comes after it.
     void stop() {
+        std::vector<engine::Reactor*> all;
+        each_reactor([&all](engine::Reactor& reactor) { all.push_back(&reactor); });
+        engine::Reactor::stop_all(all);
         reactors.clear();
         apart.clear();
         if (dispatcher) dispatcher->close();

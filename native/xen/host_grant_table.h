@@ -24,9 +24,9 @@
 
 namespace vbd::xen::host {
 
-/// A grant call that lasted so long slept in the kernel: nothing else in it takes more than some
-/// ms.
-inline constexpr uint64_t kSlowCallNs = 100'000'000;
+/// A grant call that lasted so long slept in the kernel. Nothing else in it takes more than some
+/// ms; but processors that are taken away for 100 ms have been seen, on crowded machines.
+inline constexpr uint64_t kSlowCallNs = 500'000'000;
 
 /// Told of each slow call, on the thread that made it, after it.
 using OnSlowCall = std::function<void(DomainId, uint64_t elapsed_ns)>;

@@ -72,18 +72,24 @@ describe.skipIf(missing !== undefined)(
       const out = await script(`
       const { startMockBroker } = (await import(${JSON.stringify(new URL('../../dist/lib/engine/native.js', import.meta.url).href)})).loadAddon()
       const mock = await MockHost.start({ broker: startMockBroker })
+      const descriptors = () => readdirSync('/proc/self/fd').length
+      const before = descriptors()
       ${BUSY_GUEST}
-      const running = disks.map(busy)
-      const names = () => readdirSync('/proc/self/task').length
-      const fds = () => readdirSync('/proc/self/fd').length
+      const fail = (error) => {
+        if (stop) return
+        console.log(error)
+        process.exit(5)
+      }
+      const running = disks.map((disk) => busy(disk).catch(fail))
+      const threads = () => readdirSync('/proc/self/task').length
       const seen = []
       for (let round = 0; round < 40; round++) {
         const worker = new Worker(${JSON.stringify(SERVING_WORKER)}, { eval: true, execArgv: [], workerData: { dir: mock.dir, images, library: ${JSON.stringify(LIBRARY)} } })
         worker.on('error', (error) => { console.log('worker failed:', error); process.exit(3) })
         await once(worker, 'message')
         // Now and then before anything is connected, mostly with I/O on every ring.
-        const before = done
-        while (round % 5 !== 0 && done < before + 1 + round % 7) await new Promise((resolve) => setTimeout(resolve, 1))
+        const start = done
+        while (round % 5 !== 0 && done < start + 1 + round % 3) await new Promise((resolve) => setTimeout(resolve, 1))
         await worker.terminate()
         // The broker hears of the closed connection on a thread of its own.
         const mapped = () => mock.domains().find(({ domid }) => domid === 1).grantsMapped
@@ -91,17 +97,19 @@ describe.skipIf(missing !== undefined)(
           if (i === 5000) throw new Error(mapped() + ' grants stay mapped after round ' + round)
           await new Promise((resolve) => setTimeout(resolve, 1))
         }
-        seen.push(names() + ' ' + fds())
+        seen.push(threads())
       }
-      console.log(JSON.stringify({ done, last: seen.slice(5) }))
       stop = true
-      await guest.close().catch(() => {})
-      await Promise.allSettled(running)
+      await guest.close()
+      await Promise.all(running)
+      const after = descriptors()
       await mock.close()
+      console.log(JSON.stringify({ done, threads: seen.slice(5), left: after - before }))
     `)
-      const { done, last } = JSON.parse(out) as { done: number; last: string[] }
+      const { done, threads, left } = JSON.parse(out) as Record<string, unknown>
       expect(done).toBeGreaterThan(40)
-      expect(new Set(last).size, `threads and descriptors: ${last.join(', ')}`).toBe(1)
+      expect(new Set(threads as number[]).size, `threads: ${threads}`).toBe(1)
+      expect(left, 'descriptors left').toBe(0)
     }, 110_000)
 
     const serving = `

@@ -86,7 +86,7 @@ export function addGuest(program: Command, context: Context): void {
       wholeOption('--ring-order <n>', 'pages of a ring, as a power of two', {
         min: 0,
         max: 4,
-        fallback: '0, which is 1 page',
+        fallback: '0, 1 page',
       }),
     )
     .addOption(
@@ -100,7 +100,7 @@ export function addGuest(program: Command, context: Context): void {
     .addOption(
       choiceOption('--manners <system>', 'whose habits to follow', Object.keys(MANNERS), 'linux'),
     )
-    .addOption(sizeOption('--memory <size>', "the guest's memory (256KiB..16GiB)", '64MiB'))
+    .addOption(sizeOption('--memory <size>', "the guest's memory, 256KiB to 16GiB", '64MiB'))
     .addOption(
       durationOption('--timeout <time>', 'how long to wait for a backend; 0s: for ever', {
         min: 0,

@@ -76,7 +76,7 @@ export function addServe(program: Command, context: Context): void {
 
 function addOfferOptions(command: Command): void {
   const indirect = { min: 0, max: MAX_INDIRECT_SEGMENTS, fallback: '256' }
-  const order = { min: 0, max: MAX_RING_ORDER, fallback: '4, which is 16 pages' }
+  const order = { min: 0, max: MAX_RING_ORDER, fallback: '4, 16 pages' }
   command
     .addOption(xenOption('where Xen is: auto, host, mock (in this process) or mock:DIR'))
     .addOption(
@@ -92,7 +92,7 @@ function addOfferOptions(command: Command): void {
       wholeOption('--queues <n>', 'rings that the guest may use', {
         min: 1,
         max: MAX_QUEUES,
-        fallback: 'the processors, at most 4,',
+        fallback: 'the processors, at most 4',
       }),
     )
     .addOption(
@@ -166,10 +166,10 @@ function addProcessOptions(command: Command): void {
       wholeOption('--reactors <n>', 'threads that serve rings', {
         min: 1,
         max: 64,
-        fallback: 'half of the processors, at most 4,',
+        fallback: 'half of the processors, at most 4',
       }),
     )
-    .option('--kind <name>', 'kind of backend in xenstore: vbd, vbd3, qdisk (vbd by default)')
+    .option('--kind <name>', 'kind of backend in xenstore: vbd, vbd3, qdisk, ... (default: vbd)')
     .addOption(
       choiceOption(
         '--toolstack <who>',

@@ -41,7 +41,7 @@ export function addTuningOptions(command: Command, withDefaults: boolean): Comma
     .addOption(
       sizeOption(
         '--max-in-flight <size>',
-        'guest data that one ring may have in flight (1MiB..1TiB)',
+        'guest data that one ring may have in flight, 1MiB to 1TiB',
         withDefaults ? formatSize(DEFAULT_TUNABLES.maxInFlightBytes) : undefined,
       ),
     )
