@@ -62,7 +62,7 @@ run_native() { # NAME SANITIZERS DOCTEST-OPTION...
 run_phase() {
   case $1 in
     lint) biome check --error-on-warnings . ;;
-    types) tsc -p tsconfig.test.json ;;
+    types) tsc -p tsconfig.test.json --incremental --tsBuildInfoFile .cache/types.tsbuildinfo ;;
     tidy) run_vitest tidy test/tidy.test.ts ;;
     native) run_native native '' ;;
     asan) run_native asan address,undefined ;;

@@ -314,6 +314,8 @@ export class Lifecycle {
 
   async #publish(device: Device): Promise<boolean> {
     this.#sizeChanged = false
+    // Before: whoever sees Connected must not find the reason of an earlier refusal beside it.
+    await device.clearError()
     const outcome = await device.update(XenbusState.InitWait, async (tx, path) => {
       await this.#writeKeys(tx, path)
       await tx.write(`${path}/state`, `${XenbusState.Connected}`)
@@ -321,7 +323,6 @@ export class Lifecycle {
     if (outcome !== 'written') return false
     this.#reporter.observe(XenbusState.Connected, this.#reporter.front)
     this.#announce()
-    await device.clearError()
     return true
   }
 

@@ -17,7 +17,7 @@ afterEach(() => scene.close())
 
 /** The demo with a temporary directory of its own, to see what it leaves. */
 function demo(...args: string[]): Running {
-  return new Running(['demo', '--seconds', '2', ...args], { TMPDIR: scene.path('tmp') })
+  return new Running(['demo', '--seconds', '1', ...args], { TMPDIR: scene.path('tmp') })
 }
 
 /** Processes that name our folder in their arguments, and files in it. */

@@ -97,7 +97,7 @@ describe.skipIf(missing !== undefined)(
       expect(frontend.violations).toEqual([])
       await guest.close()
       expect((await backend.kill('SIGTERM')).code).toBe(0)
-      expect(backend.err).toBe('')
+      expect(backend.err.trim()).toMatch(/^(vbdkit: 1:xvda: an earlier backend died [^\n]*)?$/)
       await host.close()
     }, 120_000)
 
@@ -109,9 +109,10 @@ describe.skipIf(missing !== undefined)(
       await guest.says(/exported as/)
       const load = fio(uriOf(socket), {
         rw: 'randwrite',
-        bsrange: '512-64k',
+        bs: '16k',
         size: '8M',
         iodepth: 8,
+        // As long as a few lives of a backend.
         rate_iops: 120,
         verify: 'crc32c',
       })
@@ -127,9 +128,9 @@ describe.skipIf(missing !== undefined)(
         kills++
       }
       const result = await bounded(done, 60, () => ({
-        guest: guest.out,
+        guest: guest.out.slice(-900),
         err: guest.err,
-        backend: backend.out,
+        backend: backend.out.slice(-900),
       }))
       expect(result.errors).toBe(0)
       expect(result.reads).toBeGreaterThanOrEqual(result.writes)
@@ -148,7 +149,7 @@ describe.skipIf(missing !== undefined)(
       const waiting = tool('qemu-io', ['-f', 'raw', '-c', 'write 0 64k', uriOf(socket)], {
         codes: [0, 1],
       })
-      await guest.says(/nothing was answered/)
+      await guest.says(/no answer/)
       const { code, err } = await bounded(guest.kill('SIGTERM'), 15, () => guest.out)
       expect({ code, err }).toEqual({ code: 0, err: '' })
       await waiting

@@ -29,6 +29,12 @@ interface GuestOptions {
   readonly keys?: true
 }
 
+/**
+ * How long each of the three steps of closing may wait for a backend that may be dead: with the five seconds that NBD's
+ * requests get, less than what `stoppable` gives us.
+ */
+const CLOSE_STEP_MS = 1500
+
 /** Adds the command. */
 export function addGuest(program: Command, context: Context): void {
   const command = addCommand(program, 'guest', {
@@ -149,6 +155,7 @@ async function guest(
       ...(ringOrder === undefined ? {} : { ringOrder }),
       ...(manners === undefined ? {} : { manners }),
       ...(options.timeout === undefined ? {} : { connectTimeoutMs: options.timeout }),
+      closeTimeoutMs: CLOSE_STEP_MS,
       onEvent: (event) => tell(terminal, id, event, options),
     })
     await Promise.race([running.done, aborted(signal)])

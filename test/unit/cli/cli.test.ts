@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { main } from '../../../lib/cli/main.js'
 import { startProgress } from '../../../lib/cli/progress.js'
+import { aborted, stoppable } from '../../../lib/cli/signals.js'
 import { pairs, table } from '../../../lib/cli/table.js'
 import { oneLine, Terminal } from '../../../lib/cli/terminal.js'
 import { controlSocket } from '../../../lib/control/path.js'
@@ -212,6 +213,33 @@ describe('commands that ask a running serve', () => {
     await second.close()
     expect(code).toBe(2)
     expect(err).toContain('several disks are served: 1:51712, 2:51712')
+  })
+})
+
+describe('signals', () => {
+  it.each([
+    ['SIGINT', 130],
+    ['SIGTERM', 0],
+    ['SIGHUP', 0],
+  ] as const)('%s stops a command in order, with exit code %i', async (name, code) => {
+    const err = new Sink()
+    const before = process.listenerCount(name)
+    const stopped = stoppable(new Terminal(err, err), async (signal) => {
+      await aborted(signal)
+      return 0
+    })
+    process.emit(name, name)
+    // npm passes the same Ctrl-C on.
+    process.emit(name, name)
+    expect(await stopped).toBe(code)
+    expect(err.text).toBe('')
+    expect(process.listenerCount(name)).toBe(before)
+  })
+
+  it('leave the exit code of a failure alone', async () => {
+    const err = new Sink()
+    const failed = stoppable(new Terminal(err, err), async () => 1)
+    expect(await failed).toBe(1)
   })
 })
 
