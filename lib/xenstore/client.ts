@@ -10,6 +10,7 @@
  * waits for the next connection, but not for ever; watches come back by themselves and fire, for anything may have
  * changed meanwhile.
  */
+import { setMaxListeners } from 'node:events'
 import { VbdError } from '../errors.js'
 import { backoffMs, pause } from './backoff.js'
 import { dialXenstore, type OpenXenbusDevice } from './device_transport.js'
@@ -92,6 +93,8 @@ export class XenstoreClient implements Xenstore {
     if (!(this.#maxOutstanding >= 1)) {
       throw new VbdError('ERR_VBD_ARGUMENT', 'maxOutstanding must be 1 or more')
     }
+    // Every transaction that waits for its next try listens: as many as there are disks.
+    setMaxListeners(0, this.#abort.signal)
     this.#dial =
       options.dial ??
       dialXenstore({

@@ -2,7 +2,6 @@
  * Many disks on few threads: 64 vbds on two reactors, all of them busy and every byte checked; a vbd costs no thread
  * beyond its reactor's, and all of them together cost nothing while they are idle.
  */
-import { readdirSync, readFileSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import type { Disk } from '../../lib/disk/disk.js'
@@ -11,6 +10,7 @@ import type { Protocol, TransferChoice } from '../../lib/engine/engine.js'
 import type { Frontend } from '../../lib/testing/frontend.js'
 import { formatVdev } from '../../lib/units.js'
 import type { Vbd } from '../../lib/vbd/vbd.js'
+import { reactorSeconds } from '../support/product_hostile.js'
 import { VerifiedDisk } from '../support/product_verify.js'
 import { diskFolder, MIB, World } from '../support/product_world.js'
 import { threadsOf } from '../support/resources.js'
@@ -21,27 +21,24 @@ const DISKS_PER_GUEST = 16
 
 let world: World
 
+/** What Node complains about: nothing may be kept as often as there are disks. */
+const complaints: string[] = []
+const onWarning = (warning: Error) => void complaints.push(`${warning.name}: ${warning.message}`)
+
 beforeEach(async () => {
+  process.on('warning', onWarning)
   world = await World.open({ reactors: 2 })
 })
-afterEach(() => world.close())
+afterEach(async () => {
+  await world.close()
+  process.off('warning', onWarning)
+  expect(complaints.splice(0)).toEqual([])
+})
 
 /** The threads that are not the guests' own, nor Node's. */
 function backendThreads(): Record<string, number> {
   const { node: _node, 'vbdkit-watch': _watch, 'vbdkit-mock': _mock, ...ours } = threadsOf()
   return ours
-}
-
-/** CPU time of the reactors, in seconds. */
-function reactorSeconds(): number {
-  let ticks = 0
-  for (const task of readdirSync('/proc/self/task')) {
-    const stat = readFileSync(`/proc/self/task/${task}/stat`, 'utf8')
-    if (!/\(vbdkit-\d+\)/.test(stat)) continue
-    const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ')
-    ticks += Number(fields[11]) + Number(fields[12])
-  }
-  return ticks / 100
 }
 
 interface Served {

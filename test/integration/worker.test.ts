@@ -51,7 +51,7 @@ const SERVING_WORKER = `
 const BUSY_GUEST = `
   const guest = await MockGuest.join({ dir: mock.dir, domid: 1 })
   const disks = ['xvda', 'xvdb', 'xvdc'].map((vdev, i) =>
-    guest.frontend(vdev, { queues: 1 + i, ringOrder: i, connectTimeoutMs: 0, memoryBytes: 4 << 20 }))
+    guest.frontend(vdev, { queues: 1 + i, ringOrder: i, connectTimeoutMs: 0, closeTimeoutMs: 500, memoryBytes: 4 << 20 }))
   let done = 0
   let stop = false
   const data = Buffer.alloc(65536, 7)
