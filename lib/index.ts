@@ -50,5 +50,7 @@ export {
   type StatsStreamOptions,
   type VbdStats,
 } from './vbd/stats.js'
+export type { SwapOptions } from './vbd/swap.js'
+export type { TracedRequest, TraceOptions } from './vbd/trace.js'
 export type { Vbd, VbdEvents, VbdInfo, VbdTunables } from './vbd/vbd.js'
 export type { XenbusStateName } from './xenbus/state.js'

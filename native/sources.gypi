@@ -40,6 +40,7 @@
       "native/memory/persistent_grants.cc",
       "native/memory/transfer.cc",
       "native/engine/queue.cc",
+      "native/engine/queue_answer.cc",
       "native/engine/queue_barrier.cc",
       "native/engine/vbd.cc",
       "native/engine/reactor.cc",
@@ -58,6 +59,7 @@
       "native/node/mock_object.cc",
       "native/node/mock_watcher.cc",
       "native/node/notify_object.cc",
+      "native/node/trace_object.cc",
       "native/node/options.cc",
       "native/node/xenbus_device.cc",
       "native/node/xenbus_object.cc"

@@ -8,6 +8,7 @@ import type {
   DiskInfo,
   DiskSpec,
   EngineEvent,
+  TraceBatch,
   Transfer,
   Tunables,
   VbdCounters,
@@ -35,6 +36,9 @@ export interface NativeVbd {
   disconnect(): Promise<void>
   tune(tunables: Partial<Tunables>): void
   counters(): VbdCounters
+  useDisk(disk: NativeDisk): void
+  trace(on: boolean): void
+  takeTrace(): TraceBatch
   close(): Promise<void>
 }
 

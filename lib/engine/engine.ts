@@ -158,6 +158,30 @@ export type EngineEvent =
   /** A flush did not reach the disk; the vbd fails its writes and holds its flushes. */
   | { readonly type: 'flush-failed'; readonly message: string }
 
+/** Numbers per request in `TraceBatch.records`, in the order of their names. */
+export const TRACE_FIELDS = [
+  /** Monotonic nanoseconds of when the request was taken from its ring. */
+  'startedNs',
+  'queue',
+  /** As on the wire: 0 read, 1 write, 2 barrier, 3 flush, 5 discard; of an indirect request the inner one. */
+  'operation',
+  /** As the guest got it: 0, -1 (error) or -2 (not supported). */
+  'status',
+  /** In units of 512 bytes, like the next. */
+  'sector',
+  'sectors',
+  'segments',
+  'latencyNs',
+] as const
+
+/** Requests that were answered while tracing was on. */
+export interface TraceBatch {
+  /** `TRACE_FIELDS.length` numbers per request; in order of their answers per queue. */
+  readonly records: Float64Array
+  /** Requests that were not recorded because nobody took them in time, since tracing first began. */
+  readonly dropped: number
+}
+
 export interface EngineVbd {
   /**
    * Maps the rings, binds the event channels and starts serving. Resolves with the transfer that is used. Rejects with
@@ -168,6 +192,15 @@ export interface EngineVbd {
   disconnect(): Promise<void>
   tune(tunables: Partial<Tunables>): void
   counters(): VbdCounters
+  /**
+   * Serves another disk of the same engine from the next connect on.
+   *
+   * @throws ERR_VBD_ARGUMENT while connected
+   */
+  useDisk(disk: EngineDisk): void
+  /** Records every request that is answered from now on, for `takeTrace`; or ends that. */
+  trace(on: boolean): void
+  takeTrace(): TraceBatch
   /** Disconnects and frees. */
   close(): Promise<void>
 }

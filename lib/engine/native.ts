@@ -19,6 +19,7 @@ import type {
   EngineDisk,
   EngineEvent,
   EngineVbd,
+  TraceBatch,
   Transfer,
   Tunables,
   VbdCounters,
@@ -132,6 +133,12 @@ export function createNativeEngine(options: NativeEngineOptions): Engine {
 /** Engine disks made here, to find the addon's handle again without widening the contract. */
 const nativeDisks = new WeakMap<EngineDisk, NativeDisk>()
 
+function handleOf(disk: EngineDisk, vbd: string): NativeDisk {
+  const handle = nativeDisks.get(disk)
+  if (handle !== undefined) return handle
+  throw new VbdError('ERR_VBD_INTERNAL', 'the disk belongs to another engine', { vbd })
+}
+
 class NativeEngineAdapter implements Engine {
   readonly kind = 'native'
   readonly #native: NativeEngine
@@ -163,10 +170,7 @@ class NativeEngineAdapter implements Engine {
 
   createVbd(options: Parameters<Engine['createVbd']>[0]): EngineVbd {
     const { name, disk, features, tunables, onEvent } = options
-    const handle = nativeDisks.get(disk)
-    if (handle === undefined) {
-      throw new VbdError('ERR_VBD_INTERNAL', 'the disk belongs to another engine', { vbd: name })
-    }
+    const handle = handleOf(disk, name)
     const vbd = new NativeVbdAdapter({
       name,
       create: (listener) =>
@@ -279,6 +283,19 @@ class NativeVbdAdapter implements EngineVbd {
   /** After close: the last counters, because readers of statistics outlive the vbd. */
   counters(): VbdCounters {
     return this.#last ?? guard(this.#context, () => this.#native.counters())
+  }
+
+  useDisk(disk: EngineDisk): void {
+    guard(this.#context, () => this.#native.useDisk(handleOf(disk, this.#o.name)))
+  }
+
+  trace(on: boolean): void {
+    if (this.#last === undefined) this.#native.trace(on)
+  }
+
+  takeTrace(): TraceBatch {
+    if (this.#last !== undefined) return { records: new Float64Array(0), dropped: 0 }
+    return guard(this.#context, () => this.#native.takeTrace())
   }
 
   close(): Promise<void> {

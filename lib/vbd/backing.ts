@@ -1,9 +1,22 @@
 /**
  * Backing: what a vbd stands on, its lease of the disk and the engine's vbd on it. Knows when they have to be made
- * anew, and lets go of them in the right order. Owned by one Lifecycle, used by one step at a time.
+ * anew, and lets go of them in the right order. Owned by one Lifecycle, whose steps come one at a time; pausing and
+ * swapping come whenever an operator likes, and take turns with them here.
+ *
+ * Paused, the engine holds nothing of a connected guest: what was taken is answered, the rings stay as they are, and
+ * the engine takes them up again where it left them. To the guest it is a slow disk.
  */
 import type { Disk } from '../disk/disk.js'
-import type { DiskInfo, Engine, EngineEvent, EngineVbd, Tunables } from '../engine/engine.js'
+import type {
+  Connection,
+  DiskInfo,
+  Engine,
+  EngineEvent,
+  EngineVbd,
+  Transfer,
+  Tunables,
+} from '../engine/engine.js'
+import { toVbdError, VbdError } from '../errors.js'
 import {
   type Advertisement,
   advertise,
@@ -13,6 +26,7 @@ import {
 } from './advertise.js'
 import type { DiskLease, DiskPool } from './disk_pool.js'
 import type { ResolvedVbdOptions } from './options.js'
+import { checkSwap, type SwapOptions } from './swap.js'
 
 export interface BackingOptions {
   /** `1:xvda` */
@@ -30,17 +44,32 @@ export interface BackingOptions {
 /** The disk and the engine's vbd behind one Lifecycle. */
 export class Backing {
   readonly #o: BackingOptions
-  readonly #readOnlyDisk: Disk
+  #disk: Disk
+  #readOnlyDisk: Disk
+  #readOnly = false
   #tunables: Tunables
   #lease: DiskLease | undefined
   #vbd: EngineVbd | undefined
   #vbdKey = ''
+  #offer: Offer | undefined
+  /** Of the guest that is connected, whether its rings are attached now or set aside. */
+  #connection: Connection | undefined
+  /** While paused: ends the pause. */
+  #pause: { readonly ended: Promise<void>; end(): void } | undefined
+  /** The rings are corrupt or hold flushes that are never answered: they cannot be taken up again where they are. */
+  #stuck = false
+  #turn: Promise<unknown> = Promise.resolve()
   #closed: Promise<void> | undefined
 
   constructor(options: BackingOptions) {
     this.#o = options
+    this.#disk = options.disk
     this.#readOnlyDisk = options.disk.asReadOnly()
     this.#tunables = options.tunables
+  }
+
+  get paused(): boolean {
+    return this.#pause !== undefined
   }
 
   /** Of the open disk. */
@@ -54,7 +83,8 @@ export class Backing {
 
   /** Opens the disk, or opens it anew where it is open with the other right. */
   async open(readOnly: boolean): Promise<DiskInfo> {
-    const disk = readOnly ? this.#readOnlyDisk : this.#o.disk
+    this.#readOnly = readOnly
+    const disk = readOnly ? this.#readOnlyDisk : this.#disk
     if (this.#lease !== undefined && this.#lease.disk === disk) return this.#lease.info
     const { disks, name, onResize } = this.#o
     const lease = await disks.lease(disk, name, () => onResize(lease.info))
@@ -77,10 +107,14 @@ export class Backing {
         disk: this.#lease!.engineDisk,
         features: offer.features,
         tunables: this.#tunables,
-        onEvent: this.#o.onEvent,
+        onEvent: (event) => {
+          this.#stuck = true
+          this.#o.onEvent(event)
+        },
       })
       this.#vbdKey = key
     }
+    this.#offer = offer
     return offer
   }
 
@@ -98,13 +132,140 @@ export class Backing {
     return this.#lease!.resize(sizeBytes)
   }
 
+  /** As `EngineVbd.connect`; waits while paused. */
+  async connect(connection: Connection): Promise<{ transfer: Transfer }> {
+    for (;;) {
+      while (this.#pause !== undefined) await this.#pause.ended
+      const connected = await this.#inTurn(async () => {
+        if (this.#closed !== undefined) {
+          throw new VbdError('ERR_VBD_STATE', `${this.#o.name} has been closed`)
+        }
+        // Paused again while this waited for its turn.
+        if (this.#pause !== undefined) return undefined
+        this.#stuck = false
+        const result = await this.#vbd!.connect(connection)
+        this.#connection = connection
+        return result
+      })
+      if (connected !== undefined) return connected
+    }
+  }
+
+  /** As `EngineVbd.disconnect`. */
+  disconnect(): Promise<void> {
+    return this.#inTurn(async () => {
+      this.#connection = undefined
+      await this.#vbd?.disconnect()
+    })
+  }
+
+  /**
+   * Answers what was taken and takes no more, until `resume`. Idempotent.
+   *
+   * @throws ERR_VBD_STATE where the rings cannot be taken up again
+   */
+  async pause(): Promise<void> {
+    if (this.#closed !== undefined || this.#stuck) {
+      throw new VbdError(
+        'ERR_VBD_STATE',
+        `${this.#o.name} cannot be paused: its rings have ended`,
+        {
+          vbd: this.#o.name,
+          remedy: 'have the guest detach and attach the disk, or close it',
+        },
+      )
+    }
+    if (this.#pause === undefined) {
+      let end = () => {}
+      const ended = new Promise<void>((resolve) => {
+        end = resolve
+      })
+      this.#pause = { ended, end }
+    }
+    await this.#inTurn(() => this.#attached()?.disconnect())
+  }
+
+  /** Takes the rings up again where they are. Idempotent. A guest that cannot be served on is told by `onEvent`. */
+  async resume(): Promise<void> {
+    const pause = this.#pause
+    if (pause === undefined) return
+    await this.#inTurn(async () => {
+      if (this.#pause !== pause) return
+      this.#pause = undefined
+      pause.end()
+      const connection = this.#connection
+      if (connection === undefined || this.#closed !== undefined) return
+      try {
+        await this.#vbd!.connect(connection)
+      } catch (thrown) {
+        const message = `the rings could not be taken up again: ${toVbdError(thrown).message}`
+        this.#stuck = true
+        this.#o.onEvent({ type: 'ring-corrupt', queue: 0, message })
+      }
+    })
+  }
+
+  /**
+   * Serves another disk from now on, to a connected guest too.
+   *
+   * @throws ERR_VBD_ARGUMENT when it cannot do what the guest was promised; ERR_VBD_BACKING, ERR_VBD_BUSY as when it is
+   *   served; then the disk is the one before
+   */
+  async swap(disk: Disk, options: SwapOptions): Promise<DiskInfo> {
+    const { disks, name, onResize } = this.#o
+    const readOnlyDisk = disk.asReadOnly()
+    const wanted = this.#readOnly ? readOnlyDisk : disk
+    const lease = await disks.lease(wanted, name, () => onResize(lease.info))
+    let old: DiskLease | undefined
+    try {
+      checkSwap(name, this.#lease!.info, lease.info, this.#offer?.features, options)
+      old = await this.#replace(lease)
+    } catch (thrown) {
+      await lease.release()
+      throw thrown
+    }
+    this.#disk = disk
+    this.#readOnlyDisk = readOnlyDisk
+    if (old.info.sizeBytes !== lease.info.sizeBytes) onResize(lease.info)
+    await old.release()
+    return lease.info
+  }
+
   /** Lets go of guest and disk. Idempotent; the disk is given back even where the engine fails. */
   close(): Promise<void> {
     this.#closed ??= this.#close()
     return this.#closed
   }
 
+  /** Puts the engine's vbd on another open disk while nothing is under way; gives back the lease before. */
+  async #replace(lease: DiskLease): Promise<DiskLease> {
+    const wasPaused = this.paused
+    await this.pause()
+    try {
+      return await this.#inTurn(async () => {
+        this.#vbd?.useDisk(lease.engineDisk)
+        const old = this.#lease!
+        this.#lease = lease
+        return old
+      })
+    } finally {
+      if (!wasPaused) await this.resume()
+    }
+  }
+
+  #attached(): EngineVbd | undefined {
+    return this.#connection === undefined ? undefined : this.#vbd
+  }
+
+  #inTurn<T>(act: () => T | Promise<T>): Promise<T> {
+    const done = this.#turn.then(act)
+    this.#turn = done.catch(() => {})
+    return done
+  }
+
   async #close(): Promise<void> {
+    this.#pause?.end()
+    this.#pause = undefined
     try {
       // Kept, so that its last counters can still be read.
       await this.#vbd?.close()

@@ -10,7 +10,7 @@
  * Owns its Backing (disk and engine vbd) and the device that it is bound to. Runs on the JavaScript thread.
  */
 import { Condition, within } from '../deadline.js'
-import type { DiskInfo, EngineEvent, EngineVbd, Tunables } from '../engine/engine.js'
+import type { DiskInfo, EngineEvent, Tunables } from '../engine/engine.js'
 import { toVbdError, VbdError } from '../errors.js'
 import { Coalescer } from '../xenbus/coalesce.js'
 import {
@@ -77,7 +77,6 @@ export class Lifecycle {
     })
   }
 
-  /** Our state as last read or written; undefined without a directory. */
   get state(): XenbusState | undefined {
     return this.#reporter.own
   }
@@ -95,11 +94,11 @@ export class Lifecycle {
     return this.#announced ? this.#connection : undefined
   }
 
-  get engineVbd(): EngineVbd | undefined {
-    return this.#backing.vbd
+  /** For pausing, and for what the engine counts. */
+  get backing(): Backing {
+    return this.#backing
   }
 
-  /** Of the open disk. */
   get diskInfo(): DiskInfo | undefined {
     return this.#backing.info
   }
@@ -132,6 +131,8 @@ export class Lifecycle {
   /** Asks the frontend to close and waits for it at most `timeoutMs`; then lets go whatever it says. Idempotent. */
   async close(timeoutMs: number): Promise<void> {
     if (this.#closed) return
+    // A guest that is to close has requests to be answered first.
+    await this.#backing.resume()
     if (this.#device !== undefined) {
       await this.#part('stop', timeoutMs)
       if (!this.#parted()) await this.#part('abandon', Math.min(timeoutMs, 2000))
@@ -154,9 +155,9 @@ export class Lifecycle {
     this.#backing.tune(tunables)
   }
 
-  /** Resizes the disk; every guest that has it is told. */
-  async resize(sizeBytes: number): Promise<DiskInfo> {
-    const info = await this.#backing.resize(sizeBytes)
+  /** Changes the disk; resolves when a connected guest has been told of what it has to know. */
+  async change(act: (backing: Backing) => Promise<DiskInfo>): Promise<DiskInfo> {
+    const info = await act(this.#backing)
     await this.#runner.flush()
     return info
   }
@@ -295,7 +296,7 @@ export class Lifecycle {
     try {
       // Set first: if the process of connecting is interrupted by a broken ring, it must be undone.
       this.#ring = 'attached'
-      const { transfer } = await this.#backing.vbd!.connect(connection)
+      const { transfer } = await this.#backing.connect(connection)
       this.#connection = {
         protocol: connection.protocol,
         transfer,
@@ -333,7 +334,7 @@ export class Lifecycle {
 
   async #disconnect(): Promise<boolean> {
     try {
-      await this.#backing.vbd?.disconnect()
+      await this.#backing.disconnect()
     } catch (thrown) {
       // Something is still held: Closed must not be written. We come back to it.
       this.#ring = 'broken'

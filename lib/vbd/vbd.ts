@@ -24,6 +24,8 @@ import {
   streamStats,
   type VbdStats,
 } from './stats.js'
+import type { SwapOptions } from './swap.js'
+import { type TracedRequest, type TraceOptions, Tracer } from './trace.js'
 import { checkTunables } from './tunables.js'
 
 /** Settings that may change at any time: the engine's, and how often a line of statistics is logged. */
@@ -97,6 +99,7 @@ export class Vbd {
   readonly #lifecycle: Lifecycle
   readonly #emitter = new Emitter<VbdEvents>()
   readonly #closed = new AbortController()
+  readonly #tracer = new Tracer(() => this.#lifecycle.backing.vbd)
   readonly #born: Reading = { counters: EMPTY_COUNTERS, time: Date.now() }
   #tunables: Tunables
   #logTimer: NodeJS.Timeout | undefined
@@ -221,7 +224,54 @@ export class Vbd {
    */
   async resize(size: string | number | bigint, options: ResizeOptions = {}): Promise<DiskInfo> {
     this.#requireOpen()
-    return this.#lifecycle.resize(checkResize(this.id, this.disk, size, options))
+    const sizeBytes = checkResize(this.id, this.disk, size, options)
+    return this.#lifecycle.change((backing) => backing.resize(sizeBytes))
+  }
+
+  /** Whether `pause` holds the guest's requests back. */
+  get paused(): boolean {
+    return this.#lifecycle.backing.paused
+  }
+
+  /**
+   * Holds the guest's requests back until `resume`: those that were taken are answered first, then the disk is at rest
+   * and nothing of the guest is held. The guest waits; what it makes of a long wait is its own affair (Linux complains
+   * after 120 s). A guest may connect and leave meanwhile, but is connected only after `resume`. Idempotent.
+   *
+   * @throws ERR_VBD_STATE after close, and when the rings ended in failure
+   */
+  async pause(): Promise<void> {
+    this.#requireOpen()
+    await this.#lifecycle.backing.pause()
+  }
+
+  /** Ends a pause. Idempotent. */
+  async resume(): Promise<void> {
+    this.#requireOpen()
+    await this.#lifecycle.backing.resume()
+  }
+
+  /**
+   * Puts another disk in place of this one, under a connected guest that sees nothing but a short wait: for an image
+   * that has moved, or a medium that changed. What the new disk holds is the caller's affair.
+   *
+   * @throws ERR_VBD_ARGUMENT when the new disk cannot do what the guest was told, or is smaller without `shrink`;
+   *   ERR_VBD_BACKING, ERR_VBD_BUSY as from `Backend.serve`; ERR_VBD_STATE. Then the old disk is served on.
+   */
+  async swap(disk: Disk, options: SwapOptions = {}): Promise<DiskInfo> {
+    this.#requireOpen()
+    return this.#lifecycle.change((backing) => backing.swap(disk, options))
+  }
+
+  /**
+   * The guest's requests, each after its answer, from now on: `for await (const request of vbd.trace())`. Ends when the
+   * signal fires or the vbd is closed.
+   *
+   * @throws ERR_VBD_STATE when requests came faster than they were taken, unless `onDropped` is given
+   */
+  trace(options: TraceOptions = {}): AsyncGenerator<TracedRequest, void, undefined> {
+    this.#requireOpen()
+    return this.#tracer.listen(options, this.#closed.signal)
   }
 
   /** Statistics: one snapshot about the time since the vbd was made. */
@@ -293,7 +343,7 @@ export class Vbd {
   }
 
   #read(): Reading {
-    const counters = this.#lifecycle.engineVbd?.counters() ?? EMPTY_COUNTERS
+    const counters = this.#lifecycle.backing.vbd?.counters() ?? EMPTY_COUNTERS
     return { counters, time: Date.now() }
   }
 

@@ -1,4 +1,5 @@
-// Queue: opening, the pass, and answering. The barrier protocol is in queue_barrier.cc.
+// Queue: opening, the pass, and sleeping. Answering is in queue_answer.cc, the barrier protocol in
+// queue_barrier.cc.
 #include "engine/queue.h"
 
 #include <algorithm>
@@ -22,10 +23,6 @@ constexpr uint32_t kBatchRequests = 64;
 constexpr uint64_t kSpuriousDelayUnitNs = 1'000'000;
 constexpr uint64_t kSpuriousDelayMaxNs = 1'000'000'000;
 
-bool changes_disk(Operation operation) {
-    return operation != Operation::kRead && operation != Operation::kFlush;
-}
-
 // 0, 1, 2, 4 ... 1000 ms: what an event that brought nothing costs its sender.
 uint64_t spurious_delay_ns(uint32_t in_row) {
     if (in_row <= 1) return 0;
@@ -36,7 +33,10 @@ uint64_t spurious_delay_ns(uint32_t in_row) {
 }  // namespace
 
 Queue::Queue(const Options& options, std::shared_ptr<VbdShared> shared)
-    : options_(options), shared_(std::move(shared)), counters_(*shared_->counters[options.index]) {}
+    : options_(options),
+      shared_(std::move(shared)),
+      counters_(*shared_->counters[options.index]),
+      trace_(*shared_->traces[options.index]) {}
 
 Result<std::unique_ptr<Queue>> Queue::open(const Options& options,
                                            std::shared_ptr<VbdShared> shared, xen::Xen& xen,
@@ -283,106 +283,6 @@ void Queue::submit_issued() {
     if (issued_.empty()) return;
     device_->submit({issued_.data(), issued_.size()});
     issued_.clear();
-}
-
-// The device is done with one step of a request: the next step, or the end.
-void Queue::advance(InFlight* item) {
-    const block::Io& io = item->io;
-    if (io.error != 0) [[unlikely]] {
-        if (io.op == block::IoOp::kFlush) return hold_flush(item);
-        counters_.disk_errors.add();
-        bool is_discard = io.op == block::IoOp::kDiscard || io.op == block::IoOp::kSecureDiscard;
-        (is_discard && io.error == EOPNOTSUPP ? item->unsupported : item->failed) = true;
-        return done_.push(item);
-    }
-    if (item->stage == Stage::kPreFlush && item->request.nr_segments > 0) {
-        item->stage = Stage::kData;
-        return issue(item);
-    }
-    if (item->stage == Stage::kData && item->request.operation == Operation::kWriteBarrier) {
-        item->stage = Stage::kPostFlush;
-        return issue(item);
-    }
-    done_.push(item);
-}
-
-// A guest that sees a failed flush takes it for a success and never flushes again (Linux blkfront),
-// so it sees nothing. The pages still go back.
-void Queue::hold_flush(InFlight* item) {
-    counters_.disk_errors.add();
-    item->held = true;
-    item->failed = true;
-    done_.push(item);
-    if (shared_->flush_failed.exchange(true)) return;
-    shared_->on_event({Event::Type::kFlushFailed, options_.index,
-                       std::string("a flush failed (") + std::strerror(item->io.error) +
-                           "); writes fail and flushes wait from now on"});
-}
-
-void Queue::refuse_after_failed_flush(InFlight* item) {
-    if (changes_disk(item->request.operation) &&
-        item->request.operation != Operation::kWriteBarrier) {
-        counters_.disk_errors.add();
-        item->failed = true;
-        at_device_++;
-        answer(item, item->started_ns);
-    }
-    // A flush or a barrier stays unanswered, its ring entry with it.
-}
-
-void Queue::refuse(InFlight* item, Reject reject) {
-    counters_.rejected[static_cast<size_t>(reject)].add();
-    ring_.respond(item->request.id, item->request.wire_operation, blkif::status_of(reject));
-    in_flight_bytes_ -= item->budget_bytes;
-    table_.give_back(item);
-}
-
-void Queue::answer(InFlight* item, uint64_t now_ns) {
-    at_device_--;
-    in_flight_bytes_ -= item->budget_bytes;
-    if (item == barrier_) [[unlikely]]
-        release_barrier();
-    if (item->held) [[unlikely]]
-        return;
-    int16_t status = blkif::kResponseOkay;
-    if (item->failed) [[unlikely]] {
-        status = blkif::kResponseError;
-    } else if (item->unsupported) [[unlikely]] {
-        status = blkif::kResponseUnsupported;
-    }
-    ring_.respond(item->request.id, item->request.wire_operation, status);
-    account(item, status, now_ns);
-    table_.give_back(item);
-}
-
-void Queue::account(const InFlight* item, int16_t status, uint64_t now_ns) {
-    const blkif::Request& request = item->request;
-    OperationCounters* operation = &counters_.write;
-    if (request.operation == Operation::kRead) {
-        operation = &counters_.read;
-    } else if (request.operation == Operation::kFlush) {
-        operation = &counters_.flush;
-    } else if (request.operation == Operation::kDiscard) {
-        operation = &counters_.discard;
-    }
-    if (status != blkif::kResponseOkay) {
-        operation->errors.add();
-        return;
-    }
-    operation->requests.add();
-    operation->sectors.add(request.nr_sectors);
-    operation->latency_ns.record(now_ns - item->started_ns);
-    if (request.nr_segments > 0) counters_.segments_per_request.record(request.nr_segments);
-}
-
-void Queue::publish() {
-    if (!ring_.has_unpublished()) return;
-    if (ring_.push()) {
-        channel_->notify();
-        counters_.notifications_sent.add();
-    } else {
-        counters_.notifications_saved.add();
-    }
 }
 
 void Queue::on_event() {

@@ -107,6 +107,7 @@ class Queue {
     void refuse(memory::InFlight* item, blkif::Reject reject);
     void answer(memory::InFlight* item, uint64_t now_ns);
     void account(const memory::InFlight* item, int16_t status, uint64_t now_ns);
+    void trace(const memory::InFlight* item, int16_t status, uint64_t now_ns);
     void publish();
     void hold_flush(memory::InFlight* item);
     void refuse_after_failed_flush(memory::InFlight* item);
@@ -120,6 +121,7 @@ class Queue {
     const Options options_;
     std::shared_ptr<VbdShared> shared_;
     QueueCounters& counters_;
+    TraceRing& trace_;
     ReactorServices services_;
     std::unique_ptr<xen::GrantTable> grants_;
     void* ring_address_ = nullptr;

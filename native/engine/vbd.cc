@@ -78,8 +78,11 @@ void Vbd::connect(const ConnectionSpec& spec, std::shared_ptr<xen::Xen> xen,
         attempt->reactors.push_back(reactor);
         shared_->slots.push_back(std::make_unique<QueueSlot>());
         shared_->slots.back()->mailbox = &reactor->mailbox();
-        if (shared_->counters.size() <= i)
+        if (shared_->counters.size() <= i) {
             shared_->counters.push_back(std::make_unique<QueueCounters>());
+            shared_->traces.push_back(std::make_unique<TraceRing>());
+            shared_->traces.back()->set(shared_->tracing);
+        }
     }
     open_rings(attempt);
 }
@@ -168,6 +171,22 @@ void Vbd::close_rings() {
             });
         });
     }
+}
+
+Status Vbd::use_device(std::shared_ptr<block::Device> device) {
+    std::lock_guard lock(mutex_);
+    if (state_ != State::kIdle) {
+        return Error{ErrorKind::kInvalidArgument, 0,
+                     shared_->name + " is connected: its disk cannot be changed"};
+    }
+    shared_->device = device.get();
+    shared_->device_owner = std::move(device);
+    return {};
+}
+
+void Vbd::trace(bool on) {
+    shared_->tracing = on;
+    for (auto& ring : shared_->traces) ring->set(on);
 }
 
 void Vbd::settled(State state) {

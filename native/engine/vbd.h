@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <vector>
 
 #include "engine/reactor.h"
@@ -41,6 +42,14 @@ class Vbd : public std::enable_shared_from_this<Vbd> {
     /// Stops intake, drains, unmaps and unbinds. Calls `done` when no guest page is held; at once
     /// when there is no connection.
     void disconnect(std::function<void()> done);
+
+    /// Serves another device from the next connect() on. Error: kInvalidArgument while connected.
+    Status use_device(std::shared_ptr<block::Device> device);
+
+    /// Records every answered request from now on, or ends that; on the control thread, like
+    /// traces().
+    void trace(bool on);
+    std::span<const std::unique_ptr<TraceRing>> traces() const { return shared_->traces; }
 
     Tunables& tunables() { return shared_->tunables; }
     const std::vector<std::unique_ptr<QueueCounters>>& counters() const {

@@ -12,6 +12,7 @@
 #include "blkif/wire.h"
 #include "block/device.h"
 #include "engine/counters.h"
+#include "engine/trace_ring.h"
 #include "memory/transfer.h"
 
 namespace vbd::engine {
@@ -55,7 +56,7 @@ struct QueueSlot {
 
 struct VbdShared {
     std::string name;  // "1:51712"
-    block::Device* device = nullptr;
+    block::Device* device = nullptr;  // changes only while there are no queues
     std::shared_ptr<block::Device> device_owner;
     Features features;
     Tunables tunables;
@@ -73,6 +74,8 @@ struct VbdShared {
 
     /// One per ring index, kept over connections.
     std::vector<std::unique_ptr<QueueCounters>> counters;
+    std::vector<std::unique_ptr<TraceRing>> traces;
+    bool tracing = false;  // the control thread's: of rings to come
 
     void kick_others(uint32_t self);
 };

@@ -10,6 +10,7 @@
 #include "node/counters_object.h"
 #include "node/dispatcher.h"
 #include "node/options.h"
+#include "node/trace_object.h"
 #include "node/wrap.h"
 #include "node/xen_handle.h"
 
@@ -251,6 +252,27 @@ Napi::Value disconnect_vbd(const std::shared_ptr<VbdState>& state, Napi::Env env
     return deferred.Promise();
 }
 
+/// What may be asked of a vbd besides its connection: another disk, and a trace.
+void set_live_methods(Napi::Env env, Napi::Object object, const std::shared_ptr<VbdState>& state) {
+    object.Set("useDisk", Napi::Function::New(env, [state](const Napi::CallbackInfo& call) {
+                   auto disk = unwrap<DiskState>(call[0], kDiskTag);
+                   if (!state->vbd || !disk || !disk->device) {
+                       throw_closed(call.Env(), "the disk or the vbd");
+                       return;
+                   }
+                   Status status = state->vbd->use_device(disk->device);
+                   if (!status) throw_error(call.Env(), status.error());
+               }));
+    object.Set("trace", Napi::Function::New(env, [state](const Napi::CallbackInfo& call) {
+                   if (state->vbd) state->vbd->trace(call[0].ToBoolean());
+               }));
+    object.Set("takeTrace",
+               Napi::Function::New(env, [state](const Napi::CallbackInfo& call) -> Napi::Value {
+                   if (!state->vbd) return throw_closed(call.Env(), "the vbd");
+                   return take_trace(call.Env(), *state->vbd);
+               }));
+}
+
 Napi::Value create_vbd(const std::shared_ptr<EngineState>& engine, const Napi::CallbackInfo& info) {
     Napi::Env env = info.Env();
     if (engine->stopped()) return throw_closed(env, "the engine");
@@ -275,6 +297,7 @@ Napi::Value create_vbd(const std::shared_ptr<EngineState>& engine, const Napi::C
     engine->vbds.push_back(state->vbd);
 
     Napi::Object object = Napi::Object::New(env);
+    set_live_methods(env, object, state);
     object.Set("connect", Napi::Function::New(env, [state](const Napi::CallbackInfo& call) {
                    return connect_vbd(state, call);
                }));

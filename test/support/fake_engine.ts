@@ -10,6 +10,7 @@ import type {
   EngineDisk,
   EngineEvent,
   EngineVbd,
+  TraceBatch,
   Transfer,
   Tunables,
   VbdCounters,
@@ -107,7 +108,10 @@ export class FakeDisk implements EngineDisk {
 
 export class FakeVbd implements EngineVbd {
   readonly #engine: FakeEngine
-  readonly options: VbdOptions
+  options: VbdOptions
+  tracing = false
+  /** What the next `takeTrace` gives out. */
+  readonly traced: number[][] = []
   connection: Connection | undefined
   tunables: Partial<Tunables>
   connects = 0
@@ -158,6 +162,21 @@ export class FakeVbd implements EngineVbd {
 
   counters(): VbdCounters {
     return EMPTY_COUNTERS
+  }
+
+  useDisk(disk: EngineDisk): void {
+    if (this.connection !== undefined)
+      this.#engine.violations.push('a disk changed while connected')
+    this.options = { ...this.options, disk }
+  }
+
+  trace(on: boolean): void {
+    this.tracing = on
+  }
+
+  takeTrace(): TraceBatch {
+    const records = this.traced.splice(0)
+    return { records: new Float64Array(records.flat()), dropped: 0 }
   }
 
   async close(): Promise<void> {
