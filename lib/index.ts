@@ -2,19 +2,21 @@
  * vbdkit: virtual disks for Xen guests, from userspace. The public interface; guests for tests are in `vbdkit/testing`.
  */
 export { Backend, type BackendEvents, type BackendOptions, type ServeOptions } from './backend.js'
-export type { Disk } from './disk/disk.js'
+export { type SliceOptions, slice, sliced } from './disk/compose.js'
+export type { Disk, DiskFilter, DiskUse } from './disk/disk.js'
 export {
   type FileOptions,
   file,
   memory,
   nullDisk,
   type SizedOptions,
+  zero,
 } from './disk/drivers.js'
+export type { DiskSpec } from './disk/spec.js'
 export {
   type Connection,
   DEFAULT_TUNABLES,
   type DiskInfo,
-  type DiskSpec,
   type HistogramCounters,
   type OperationCounters,
   type Protocol,

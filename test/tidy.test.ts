@@ -77,10 +77,11 @@ const NATIVE_LAYERS: Record<string, readonly string[]> = {
   xen: ['base'],
   blkif: ['base'],
   block: ['base'],
+  stages: ['base', 'block'],
   memory: ['base', 'xen', 'blkif', 'block'],
   engine: ['base', 'xen', 'blkif', 'block', 'memory'],
   guest: ['base', 'blkif/wire.h', 'blkif/shared.h'],
-  node: ['base', 'xen', 'blkif', 'block', 'memory', 'engine', 'guest'],
+  node: ['base', 'xen', 'blkif', 'block', 'stages', 'memory', 'engine', 'guest'],
 }
 
 /** The headers of xen/ that are interfaces: all that anyone but node/ sees of it. */
@@ -436,6 +437,7 @@ check(
     sample('native/memory/x.cc', '#include "engine/queue.h"'),
     sample('native/memory/y.cc', '#include "xen/mock_client.h"'),
     sample('native/guest/x.cc', '#include "blkif/ring.h"'),
+    sample('native/engine/z.cc', '#include "stages/open_disk.h"'),
     sample('native/other/x.cc', ''),
   ],
   sample(

@@ -1,11 +1,13 @@
 /**
- * The drivers of native disks: files and block devices, memory, and nothing at all. Plain descriptions; see disk.ts.
+ * The drivers of native disks: files and block devices, memory, zeroes, and nothing at all. Plain descriptions; see
+ * disk.ts.
  */
 import { accessSync, constants, type Stats, statSync } from 'node:fs'
 import { resolve } from 'node:path'
 import { VbdError } from '../errors.js'
 import { formatSize, parseSize } from '../units.js'
-import type { Disk, DiskSpec } from './disk.js'
+import { DescribedDisk, type Disk, type DiskUse } from './disk.js'
+import type { FileSpec, SizedSpec } from './spec.js'
 
 export interface FileOptions {
   /** Open without the right to write. */
@@ -64,6 +66,17 @@ export function nullDisk(size: string | number | bigint, options: SizedOptions =
   return new SizedDisk({ driver: 'null', ...sized(size, options) })
 }
 
+/**
+ * A disk of zeroes that refuses to forget: a write of anything but zeroes is answered with an error. A blank base for
+ * overlays, of any size.
+ *
+ * @param size as `parseSize` takes it, a multiple of the sector size above 0
+ * @throws ERR_VBD_ARGUMENT
+ */
+export function zero(size: string | number | bigint, options: SizedOptions = {}): Disk {
+  return new SizedDisk({ driver: 'zero', ...sized(size, options) })
+}
+
 function sized(size: string | number | bigint, options: SizedOptions) {
   const { sectorSize = 512 } = options
   checkSectorSize(sectorSize)
@@ -83,11 +96,12 @@ function checkSectorSize(sectorSize: number): void {
   })
 }
 
-class SizedDisk implements Disk {
+class SizedDisk extends DescribedDisk {
   readonly shared = true
-  readonly spec: Extract<DiskSpec, { sizeBytes: number }>
+  readonly spec: SizedSpec
 
-  constructor(spec: Extract<DiskSpec, { sizeBytes: number }>) {
+  constructor(spec: SizedSpec) {
+    super()
     this.spec = Object.freeze(spec)
   }
 
@@ -106,17 +120,22 @@ class SizedDisk implements Disk {
     return undefined
   }
 
+  uses(): readonly DiskUse[] {
+    return []
+  }
+
   /** The engine refuses writes to it all the same. */
   asReadOnly(): Disk {
     return this
   }
 }
 
-class FileDisk implements Disk {
+class FileDisk extends DescribedDisk {
   readonly shared: boolean
-  readonly spec: Extract<DiskSpec, { driver: 'file' }>
+  readonly spec: FileSpec
 
-  constructor(spec: Extract<DiskSpec, { driver: 'file' }>, shared: boolean) {
+  constructor(spec: FileSpec, shared: boolean) {
+    super()
     this.spec = Object.freeze(spec)
     this.shared = shared
   }
@@ -156,6 +175,12 @@ class FileDisk implements Disk {
     } catch {
       return undefined
     }
+  }
+
+  uses(): readonly DiskUse[] {
+    const identity = this.identity()
+    const { path, readOnly = false } = this.spec
+    return identity === undefined ? [] : [{ identity, writes: !readOnly, path }]
   }
 
   asReadOnly(): Disk {

@@ -2,7 +2,7 @@
  * Engine: what moves a guest's requests to a disk. Two implementations, one contract: native.ts (the C++ addon) and
  * js/ (TypeScript on thin native primitives). Control calls only; nothing here is on the data path.
  */
-import type { DiskSpec } from '../disk/disk.js'
+import type { DiskSpec } from '../disk/spec.js'
 
 export type { DiskSpec }
 

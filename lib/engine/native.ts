@@ -9,6 +9,7 @@ import { createRequire } from 'node:module'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { getSystemErrorName } from 'node:util'
+import { pathOf } from '../disk/spec.js'
 import { VbdError, type VbdErrorCode, type VbdErrorOptions } from '../errors.js'
 import type { Addon, NativeDisk, NativeEngine, NativeError, NativeVbd, NativeXen } from './addon.js'
 import type {
@@ -159,7 +160,8 @@ class NativeEngineAdapter implements Engine {
   }
 
   async openDisk(spec: DiskSpec): Promise<EngineDisk> {
-    const context = spec.driver === 'file' ? { path: spec.path } : {}
+    const path = pathOf(spec)
+    const context = path === undefined ? {} : { path }
     const disk = new NativeDiskAdapter(
       guard(context, () => this.#native.openDisk(spec)),
       context,

@@ -3,13 +3,12 @@
  * lease and gives it back. Refuses to have one image written by one guest while another uses it, which no file system
  * survives.
  */
-import type { Disk } from '../disk/disk.js'
+import type { Disk, DiskUse } from '../disk/disk.js'
 import type { DiskInfo, Engine, EngineDisk } from '../engine/engine.js'
 import { VbdError } from '../errors.js'
 
 interface Entry {
-  readonly disk: Disk
-  readonly identity: string | undefined
+  readonly uses: readonly DiskUse[]
   readonly opened: Promise<EngineDisk>
   readonly leases: Set<DiskLease>
 }
@@ -47,12 +46,11 @@ export class DiskPool {
    */
   async lease(disk: Disk, vbd: string, onResize: () => void): Promise<DiskLease> {
     disk.validate()
-    const identity = disk.identity()
-    this.#refuseConflict(disk, identity, vbd)
-    const name = this.#name(disk, identity)
+    this.#refuseConflict(disk, vbd)
+    const name = this.#name(disk)
     let entry = this.#entries.get(name)
     if (entry === undefined) {
-      entry = { disk, identity, opened: this.#engine.openDisk(disk.spec), leases: new Set() }
+      entry = { uses: disk.uses(), opened: this.#engine.openDisk(disk.spec), leases: new Set() }
       this.#entries.set(name, entry)
     }
     const lease = new Lease(vbd, disk, entry, onResize, () => this.#entries.delete(name))
@@ -68,7 +66,8 @@ export class DiskPool {
   }
 
   /** Files by what they are and how they are opened; everything else by the description itself. */
-  #name(disk: Disk, identity: string | undefined): string {
+  #name(disk: Disk): string {
+    const identity = disk.identity()
     if (identity !== undefined) return `${identity} ${JSON.stringify(disk.spec)}`
     let name = this.#descriptions.get(disk)
     if (name === undefined) {
@@ -78,24 +77,27 @@ export class DiskPool {
     return name
   }
 
-  #refuseConflict(disk: Disk, identity: string | undefined, vbd: string): void {
-    if (identity === undefined || disk.shared) return
-    for (const entry of this.#entries.values()) {
-      if (entry.identity !== identity || (readsOnly(entry.disk) && readsOnly(disk))) continue
-      const other = [...entry.leases].find((lease) => lease.vbd !== vbd)
-      if (other === undefined) continue
-      throw new VbdError('ERR_VBD_BUSY', `${disk.description} is served as ${other.vbd} already`, {
-        vbd,
-        ...(disk.spec.driver === 'file' ? { path: disk.spec.path } : {}),
-        remedy:
-          'serve both read-only, or mark the disk as shared if a cluster file system is on it',
-      })
+  #refuseConflict(disk: Disk, vbd: string): void {
+    if (disk.shared) return
+    for (const use of disk.uses()) {
+      for (const entry of this.#entries.values()) {
+        const theirs = entry.uses.filter(({ identity }) => identity === use.identity)
+        if (!theirs.some(({ writes }) => writes || use.writes)) continue
+        const other = [...entry.leases].find((lease) => lease.vbd !== vbd)
+        if (other === undefined) continue
+        throw new VbdError(
+          'ERR_VBD_BUSY',
+          `${disk.description} is served as ${other.vbd} already`,
+          {
+            vbd,
+            path: use.path,
+            remedy:
+              'serve both read-only, or mark the disk as shared if a cluster file system is on it',
+          },
+        )
+      }
     }
   }
-}
-
-function readsOnly({ spec }: Disk): boolean {
-  return spec.driver === 'file' && spec.readOnly === true
 }
 
 class Lease implements DiskLease {

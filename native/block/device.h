@@ -36,7 +36,7 @@ struct Io {
     uint32_t iov_count = 0;  // kRead, kWrite
     iovec* iov =
         nullptr;          // the device may change iov, iov_count and the array while it owns the Io
-    uint64_t offset = 0;  // bytes
+    uint64_t offset = 0;  // bytes; the device may change it, but gives it back as it was
     uint64_t length = 0;  // bytes; for kRead and kWrite the sum of the iovecs
     void* tag = nullptr;  // the caller's
     Io* next = nullptr;   // link of whoever holds the Io
@@ -110,10 +110,10 @@ class DeviceQueue {
     /// longer than a page cache hit or a memcpy, unless the device says so in its header.
     virtual void submit(std::span<Io* const> batch) = 0;
 
-    /// Completed Ios as a list through Io::next, or null.
-    Io* reap() { return done_.take_all(); }
+    /// Completed Ios as a list through Io::next, or null. Their offset and length are as submitted.
+    virtual Io* reap() { return done_.take_all(); }
 
-    bool has_completions() const { return !done_.empty(); }
+    virtual bool has_completions() const { return !done_.empty(); }
 
     /// Puts a finished Io where reap() finds it. For the device and for the IoContext; on the
     /// owning thread.

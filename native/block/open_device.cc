@@ -2,6 +2,7 @@
 
 #include "block/memory_device.h"
 #include "block/null_device.h"
+#include "block/pattern_device.h"
 
 namespace vbd::block {
 
@@ -18,6 +19,10 @@ Result<std::unique_ptr<Device>> open_device(const DeviceOptions& options) {
             return MemoryDevice::create(options.size_bytes, options.sector_size);
         case Driver::kNull:
             return NullDevice::create(options.size_bytes, options.sector_size, options.no_fill);
+        case Driver::kZero:
+            return PatternDevice::create_zero(options.size_bytes, options.sector_size);
+        case Driver::kPattern:
+            return PatternDevice::create(options.size_bytes, options.sector_size, options.seed);
     }
     return Error{ErrorKind::kInvalidArgument, 0, "no such disk driver"};
 }

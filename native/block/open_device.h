@@ -1,5 +1,5 @@
-// open_device: from an operator's description of a disk to the Device. For the control thread; may
-// take as long as the disk does to answer.
+// open_device: from an operator's description of a disk without stages to the Device. For the
+// control thread; may take as long as the disk does to answer.
 #pragma once
 
 #include <cstdint>
@@ -12,9 +12,9 @@
 
 namespace vbd::block {
 
-enum class Driver : uint8_t { kFile, kMemory, kNull };
+enum class Driver : uint8_t { kFile, kMemory, kNull, kZero, kPattern };
 
-/// DiskSpec of lib/engine/engine.ts, in C++.
+/// A leaf of DiskSpec (lib/disk/spec.ts), in C++.
 struct DeviceOptions {
     Driver driver = Driver::kFile;
     uint32_t sector_size = 512;  // 512 or 4096
@@ -25,8 +25,9 @@ struct DeviceOptions {
     IoChoice io = IoChoice::kAuto;
     bool write_through = false;
 
-    uint64_t size_bytes = 0;  // kMemory, kNull: a positive multiple of sector_size
+    uint64_t size_bytes = 0;  // all but kFile: a positive multiple of sector_size
     bool no_fill = false;     // kNull: see NullDevice::create
+    uint64_t seed = 0;        // kPattern
 };
 
 /// Errors: kBacking, kInvalidArgument, kUnsupported, kNoMemory; each one line that names the path.

@@ -4,15 +4,16 @@
 #include <algorithm>
 #include <map>
 
-#include "block/open_device.h"
 #include "engine/vbd.h"
 #include "node/convert.h"
 #include "node/counters_object.h"
+#include "node/disk_spec.h"
 #include "node/dispatcher.h"
 #include "node/options.h"
 #include "node/trace_object.h"
 #include "node/wrap.h"
 #include "node/xen_handle.h"
+#include "stages/open_disk.h"
 
 namespace vbd::node {
 
@@ -121,12 +122,12 @@ Napi::Value throw_closed(Napi::Env env, const char* what) {
 
 Napi::Value open_disk(const std::shared_ptr<EngineState>& engine, const Napi::CallbackInfo& info) {
     Napi::Env env = info.Env();
-    auto options = device_options_of(info[0]);
-    if (!options) {
-        throw_error(env, options.error());
+    auto spec = disk_spec_of(info[0]);
+    if (!spec) {
+        throw_error(env, spec.error());
         return env.Undefined();
     }
-    auto device = block::open_device(options.value());
+    auto device = stages::open_disk(spec.value());
     if (!device) {
         throw_error(env, device.error());
         return env.Undefined();

@@ -50,42 +50,6 @@ Result<engine::RingSpec> ring_of(Napi::Value value) {
 
 }  // namespace
 
-Result<block::DeviceOptions> device_options_of(Napi::Value value) {
-    if (!value.IsObject()) return invalid("disk");
-    Napi::Object spec = value.As<Napi::Object>();
-    block::DeviceOptions options;
-    std::string driver = text(spec, "driver");
-    options.sector_size =
-        static_cast<uint32_t>(whole(spec.Get("sectorSize"), UINT32_MAX).value_or(512));
-    if (driver == "file") {
-        options.driver = block::Driver::kFile;
-        options.path = text(spec, "path");
-        options.read_only = flag(spec, "readOnly");
-        options.write_through = flag(spec, "writeThrough");
-        Napi::Value direct = spec.Get("direct");
-        options.direct = direct.IsBoolean()
-                             ? (direct.ToBoolean().Value() ? block::DirectChoice::kOn
-                                                           : block::DirectChoice::kOff)
-                             : block::DirectChoice::kAuto;
-        std::string io = text(spec, "io");
-        options.io = io == "sync"    ? block::IoChoice::kSync
-                     : io == "uring" ? block::IoChoice::kUring
-                                     : block::IoChoice::kAuto;
-        return options;
-    }
-    auto size = whole(spec.Get("sizeBytes"));
-    if (!size) return invalid("disk size");
-    options.size_bytes = *size;
-    if (driver == "memory") {
-        options.driver = block::Driver::kMemory;
-    } else if (driver == "null") {
-        options.driver = block::Driver::kNull;
-    } else {
-        return invalid("driver");
-    }
-    return options;
-}
-
 engine::Features features_of(Napi::Object given) {
     engine::Features features;
     std::string transfer = text(given, "transfer");

@@ -4,13 +4,9 @@
 
 #include <napi.h>
 
-#include "block/open_device.h"
 #include "engine/vbd.h"
 
 namespace vbd::node {
-
-/// DiskSpec of lib/engine/engine.ts.
-Result<block::DeviceOptions> device_options_of(Napi::Value spec);
 
 /// VbdFeatures.
 engine::Features features_of(Napi::Object features);

@@ -58,7 +58,7 @@ export class FakeEngine implements Engine {
   async openDisk(spec: DiskSpec): Promise<EngineDisk> {
     await turns(1)
     if (this.openFailure !== undefined) throw this.openFailure
-    const sizeBytes = spec.driver === 'file' ? 1 << 20 : spec.sizeBytes
+    const sizeBytes = 'sizeBytes' in spec ? spec.sizeBytes : 1 << 20
     const readOnly = spec.driver === 'file' && spec.readOnly === true
     const disk = new FakeDisk(this, diskInfo({ sizeBytes, readOnly }))
     this.disks.add(disk)

@@ -11,6 +11,7 @@ import {
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { slice, sliced } from '../../../lib/disk/compose.js'
 import { file, memory, nullDisk } from '../../../lib/disk/drivers.js'
 import { VbdError } from '../../../lib/errors.js'
 import { DiskPool } from '../../../lib/vbd/disk_pool.js'
@@ -178,5 +179,33 @@ describe('DiskPool', () => {
     engine.openFailure = undefined
     await (await pool.lease(disk, '1:xvda', nothing)).release()
     expect(engine.disks.size).toBe(0)
+  })
+})
+
+describe('slice', () => {
+  it('describes a part of another disk', () => {
+    const disk = file(image).with(sliced({ offset: '1KiB', length: '4KiB' }))
+    const base = { driver: 'file', path: image, sectorSize: 512 }
+    const spec = { driver: 'slice', base, offsetBytes: 1024, lengthBytes: 4096 }
+    expect(disk.spec).toEqual(spec)
+    expect(JSON.parse(JSON.stringify(disk.spec))).toEqual(spec)
+    expect(disk.description).toBe(`file(${image}) → slice(4KiB at 1KiB)`)
+    expect(disk.identity()).toBe(file(image).identity())
+    expect(disk.uses()).toMatchObject([{ path: image, writes: true }])
+    expect(disk.asReadOnly().uses()).toMatchObject([{ path: image, writes: false }])
+    expect(disk.asReadOnly().asReadOnly().spec).toMatchObject({ base: { readOnly: true } })
+    expect(slice(memory('1MiB')).identity()).toBeUndefined()
+    expect(slice(memory('1MiB')).asReadOnly().description).toBe('memory(1MiB) → slice(at 0B)')
+  })
+
+  it('checks what is below it, and itself', () => {
+    expect(() => slice(file(join(directory, 'none'))).validate()).toThrow('does not exist')
+    expect(() => slice(memory('1MiB'), { offset: 100 })).toThrow('no multiple of 512')
+    expect(() => slice(memory('1MiB'), { length: 0 })).toThrow('is 0')
+  })
+
+  it('filters are applied outwards', () => {
+    const disk = memory('1MiB').with(sliced({ offset: 512 }), sliced({ offset: 1024 }))
+    expect(disk.spec).toMatchObject({ offsetBytes: 1024, base: { offsetBytes: 512 } })
   })
 })
