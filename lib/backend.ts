@@ -11,7 +11,8 @@
 import { availableParallelism } from 'node:os'
 import type { Disk } from './disk/disk.js'
 import { Emitter, type Listener } from './emitter.js'
-import { DEFAULT_TUNABLES, type Tunables } from './engine/engine.js'
+import type { Heartbeat, Placement, Tunables } from './engine/engine.js'
+import { DEFAULT_TUNABLES } from './engine/engine.js'
 import { throwIfAborted, toVbdError, VbdError } from './errors.js'
 import type { MockHost } from './mock/mock_host.js'
 import { type EngineChoice, openPlatform, type Platform, type XenChoice } from './platform.js'
@@ -34,8 +35,10 @@ export interface BackendOptions {
   readonly engine?: EngineChoice
   /** Kinds of backend directories to serve, most wanted first; `['vbd']` by default. */
   readonly kinds?: readonly string[]
-  /** Reactor threads, 1..64; half of the processors by default, 1 to 4. */
+  /** Reactor threads, 1..64; half of the processors by default, 1 to 4. With the placement `guest`, for each guest. */
   readonly reactors?: number
+  /** Whose reactors serve a guest: by default its own (`guest`) on a Xen host, everybody's (`shared`) on the mock. */
+  readonly placement?: Placement
   /** Settings of every vbd that says nothing else. */
   readonly tunables?: Partial<VbdTunables>
   /** Milliseconds between two complete looks at xenstore, 100..10,000; 5000 by default. */
@@ -114,6 +117,7 @@ export class Backend {
         xen: options.xen ?? 'auto',
         engine: options.engine ?? 'native',
         reactors,
+        ...(options.placement === undefined ? {} : { placement: options.placement }),
         tunables: engineTunables(tunables),
       }))
     const backend = new Backend(platform, kinds, reconcileMs, tunables)
@@ -152,6 +156,7 @@ export class Backend {
       onError: (thrown) => this.#busError(thrown),
     })
     this.#unsubscribe = platform.store.onConnection((state) => this.#connection(state))
+    platform.onSlowGuest?.((domid, elapsedMs) => this.#slowGuest(domid, elapsedMs))
   }
 
   /** With `xen: 'mock'`, the mock Xen in this process: make guests on it. */
@@ -162,6 +167,11 @@ export class Backend {
   /** `native` or `js`. */
   get engine(): string {
     return this.#platform.engine.kind
+  }
+
+  /** The signs of life of every thread that moves data, for a watchdog. Asking wakes them. */
+  heartbeats(): readonly Heartbeat[] {
+    return this.#platform.engine.heartbeats()
   }
 
   /** Has `listener` called for every such event; what it throws ends as a process warning. Returns what ends that. */
@@ -372,6 +382,12 @@ export class Backend {
   #connection(state: 'connected' | 'lost'): void {
     this.#lost = state === 'lost'
     this.#emitter.emit('xenstore', { state })
+  }
+
+  #slowGuest(domid: number, elapsedMs: number): void {
+    if (this.#warnings.allow() === undefined) return
+    const message = `domain ${domid}: its memory is paged out: a grant call slept ${(elapsedMs / 1000).toFixed(1)} s`
+    this.#emitter.emit('warning', { message })
   }
 
   #busError(thrown: unknown): void {

@@ -17,8 +17,10 @@ export {
   type Connection,
   DEFAULT_TUNABLES,
   type DiskInfo,
+  type Heartbeat,
   type HistogramCounters,
   type OperationCounters,
+  type Placement,
   type Protocol,
   type Transfer,
   type TransferChoice,
@@ -28,7 +30,7 @@ export {
 } from './engine/engine.js'
 export { ERROR_CODES, VbdError, type VbdErrorCode } from './errors.js'
 export { type DomainEvent, MockHost, type MockHostOptions, mockPaths } from './mock/mock_host.js'
-export type { EngineChoice, Platform, XenChoice } from './platform.js'
+export type { EngineChoice, Platform, SlowGuestListener, XenChoice } from './platform.js'
 export {
   formatNanoseconds,
   formatSize,

@@ -2,7 +2,7 @@
  * Platform: what a backend stands on, a hypervisor and its xenstore and an engine on both. Says which of them this
  * host has, and opens them in order; whoever opens it closes it, in the opposite order.
  */
-import type { Engine, Tunables } from './engine/engine.js'
+import type { Engine, Placement, Tunables } from './engine/engine.js'
 import { isControlDomain, openHostXen, openXenbusDevice } from './engine/host.js'
 import {
   createNativeEngine,
@@ -32,14 +32,21 @@ export interface Platform {
   readonly engine: Engine
   /** With `xen: 'mock'`: the mock in this process, to make guests on. */
   readonly mock?: MockHost
+  /** Has `listener` told of grant calls that slept in the kernel; absent where none can. */
+  onSlowGuest?(listener: SlowGuestListener): void
   close(): Promise<void>
 }
+
+/** A grant call for the guest `domid` took `elapsedMs`: pages of it are paged out. */
+export type SlowGuestListener = (domid: number, elapsedMs: number) => void
 
 export interface PlatformOptions {
   readonly xen: XenChoice
   readonly engine: EngineChoice
-  /** Threads, 1..64. */
+  /** Threads, 1..64; with the placement `guest`, at most so many for each guest. */
   readonly reactors: number
+  /** Whose they are; by default each guest's own on a Xen host, and shared on the mock. */
+  readonly placement?: Placement
   readonly tunables: Tunables
 }
 
@@ -80,7 +87,13 @@ async function openHost(options: PlatformOptions): Promise<Platform> {
   openHostXen({ domid: 0 }).close()
   const store = await connectXenstore({ openDevice: openXenbusDevice })
   try {
-    return assemble(openHostXen({ domid: await ownDomid(store) }), store, options)
+    const listeners: SlowGuestListener[] = []
+    const domid = await ownDomid(store)
+    const onSlow: SlowGuestListener = (guest, elapsedMs) => {
+      for (const listener of listeners) listener(guest, elapsedMs)
+    }
+    const platform = assemble(openHostXen({ domid, onSlow }), store, options)
+    return { ...platform, onSlowGuest: (listener) => void listeners.push(listener) }
   } catch (thrown) {
     await store.close()
     throw thrown
@@ -137,6 +150,7 @@ function assemble(xen: NativeXenConnection, store: Xenstore, options: PlatformOp
     const engine = createNativeEngine({
       xen,
       reactors: options.reactors,
+      ...(options.placement === undefined ? {} : { placement: options.placement }),
       tunables: options.tunables,
       name: 'vbdkit',
     })

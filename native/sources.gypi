@@ -47,6 +47,7 @@
       "native/engine/queue_barrier.cc",
       "native/engine/vbd.cc",
       "native/engine/reactor.cc",
+      "native/engine/reactor_set.cc",
       "native/guest/load.cc"
     ],
     "addon_sources": [

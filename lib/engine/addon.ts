@@ -8,6 +8,8 @@ import type {
   DiskInfo,
   DiskSpec,
   EngineEvent,
+  Heartbeat,
+  Placement,
   TraceBatch,
   Transfer,
   Tunables,
@@ -54,11 +56,7 @@ export interface NativeEngine {
   tune(tunables: Partial<Tunables>): void
   /** Threads, file descriptors aside: what the engine holds, for leak checks. */
   resources(): { reactors: number; vbds: number; disks: number }
-  /**
-   * How often each reactor has turned. A call also wakes them all: a count that is the same at the next call, some
-   * seconds later, is of a reactor that hangs. Reactors of guests served apart are left out.
-   */
-  heartbeats(): number[]
+  heartbeats(): Heartbeat[]
   close(): Promise<void>
 }
 
@@ -74,7 +72,7 @@ export interface MockDomain {
   readonly portsBound: number
 }
 
-/** A rule that makes calls fail. Counted over all processes of the mock. */
+/** A rule that makes calls fail, or late. Counted over all processes of the mock. */
 export interface MockFault {
   readonly call: 'map' | 'unmap' | 'copy' | 'bind' | 'notify' | 'alloc-unbound'
   /** Only calls towards this domain; any when absent. */
@@ -89,6 +87,8 @@ export interface MockFault {
   readonly errno?: number
   /** Per-segment GNTST_* status of a failing copy, e.g. -3. */
   readonly status?: number
+  /** The call sleeps so long first, 0..60,000, as for a page that is paged out; without an errno it then succeeds. */
+  readonly delayMs?: number
 }
 
 /** The hypervisor's part of the mock, on a thread of its own in this process. */
@@ -241,7 +241,9 @@ export interface Addon {
   sdNotify(socketPath: string, text: string): void
   createEngine(options: {
     xen: NativeXen
+    /** 1..64; with the placement `guest`, at most so many for each guest. */
     reactors: number
+    placement: Placement
     tunables: Tunables
     name: string
   }): NativeEngine

@@ -29,8 +29,8 @@ export interface Connection {
   /** Both sides said `feature-persistent`. */
   readonly persistent: boolean
   /**
-   * Serve the guest on a thread of its own, where grant calls that sleep (its pages are paged out) hold up no other
-   * guest. False by default.
+   * Serve the guest on threads of its own although guests share the engine's (Placement), because its grant calls
+   * were found to sleep. False by default.
    */
   readonly apart?: boolean
 }
@@ -182,6 +182,24 @@ export interface TraceBatch {
   readonly dropped: number
 }
 
+/**
+ * Whose reactors serve a guest. `guest`: its own, so that a grant call which sleeps in the kernel (a page of the guest
+ * is paged out) holds up nobody else (R-52). `shared`: the same few serve all.
+ */
+export type Placement = 'guest' | 'shared'
+
+/** One reactor's sign of life. */
+export interface Heartbeat {
+  /** Never that of another reactor of the same engine. */
+  readonly id: number
+  /** Of its thread. */
+  readonly name: string
+  /** How often it has turned. Asking wakes it: the same figure at the next asking, some seconds later, is a hang. */
+  readonly beats: number
+  /** It is held up by a guest, inside a grant call that the kernel will end: no hang. */
+  readonly inGuestCall: boolean
+}
+
 export interface EngineVbd {
   /**
    * Maps the rings, binds the event channels and starts serving. Resolves with the transfer that is used. Rejects with
@@ -218,6 +236,8 @@ export interface Engine {
   }): EngineVbd
   /** Applies to every vbd made later, and to what vbds share. */
   tune(tunables: Partial<Tunables>): void
+  /** Of every thread that moves data; none where the JavaScript thread itself does. Nothing after close. */
+  heartbeats(): readonly Heartbeat[]
   /** Closes every vbd and disk, joins every thread. */
   close(): Promise<void>
 }

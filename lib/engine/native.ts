@@ -20,6 +20,8 @@ import type {
   EngineDisk,
   EngineEvent,
   EngineVbd,
+  Heartbeat,
+  Placement,
   TraceBatch,
   Transfer,
   Tunables,
@@ -109,8 +111,10 @@ export function openMockXen(socketPath: string, domid = 0): NativeXenConnection 
 
 export interface NativeEngineOptions {
   readonly xen: NativeXenConnection
-  /** Reactor threads, 1..64. */
+  /** Reactor threads, 1..64; with the placement `guest`, at most so many for each guest. */
   readonly reactors: number
+  /** By default `guest` on a Xen host, and `shared` on the mock, where no grant call sleeps. */
+  readonly placement?: Placement
   readonly tunables: Tunables
   /** For thread names and messages. */
   readonly name: string
@@ -123,11 +127,12 @@ export interface NativeEngineOptions {
  */
 export function createNativeEngine(options: NativeEngineOptions): Engine {
   const { xen, reactors, tunables, name } = options
+  const placement = options.placement ?? (xen.kind === 'host' ? 'guest' : 'shared')
   const native = guard({}, () =>
-    loadAddon().createEngine({ xen: xen.native, reactors, tunables, name }),
+    loadAddon().createEngine({ xen: xen.native, reactors, placement, tunables, name }),
   )
   const engine = new NativeEngineAdapter(native)
-  xen.onSlowGuest?.((domid) => engine.serveApart(domid))
+  if (placement === 'shared') xen.onSlowGuest?.((domid) => engine.serveApart(domid))
   return engine
 }
 
@@ -143,7 +148,7 @@ function handleOf(disk: EngineDisk, vbd: string): NativeDisk {
 class NativeEngineAdapter implements Engine {
   readonly kind = 'native'
   readonly #native: NativeEngine
-  /** Guests whose grant calls have slept: each is served on a thread of its own from then on. */
+  /** Shared reactors: guests whose grant calls have slept, each served on threads of its own from then on. */
   readonly #apart = new Set<number>()
   readonly #vbds = new Set<NativeVbdAdapter>()
   #closed: Promise<void> | undefined
@@ -189,6 +194,10 @@ class NativeEngineAdapter implements Engine {
 
   tune(tunables: Partial<Tunables>): void {
     guard({}, () => this.#native.tune(tunables))
+  }
+
+  heartbeats(): readonly Heartbeat[] {
+    return guard({}, () => this.#native.heartbeats())
   }
 
   close(): Promise<void> {

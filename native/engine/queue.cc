@@ -47,7 +47,8 @@ Result<std::unique_ptr<Queue>> Queue::open(const Options& options,
 
     auto grants = xen.open_grant_table();
     if (!grants) return grants.error();
-    queue->grants_ = std::move(grants).value();
+    queue->grants_ =
+        std::make_unique<GuestCallTable>(std::move(grants).value(), *services.guest_call);
     auto mapped = queue->grants_->map(options.domain, options.ring_refs, xen::Access::kReadWrite);
     if (!mapped) return mapped.error();
     queue->ring_address_ = mapped.value();

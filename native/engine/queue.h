@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "blkif/ring.h"
+#include "engine/guest_call.h"
 #include "engine/vbd_shared.h"
 #include "memory/in_flight.h"
 #include "memory/page_pool.h"
@@ -32,6 +33,7 @@ struct ReactorServices {
     block::IoContext* io = nullptr;
     memory::PagePool* pool = nullptr;
     memory::TransferScratch* scratch = nullptr;
+    GuestCall* guest_call = nullptr;
 };
 
 class Queue {

@@ -54,7 +54,11 @@ class Reactor {
     void set_max_buffer_pages(uint32_t pages) {
         max_buffer_pages_.store(pages, std::memory_order_relaxed);
     }
+    /// How often it has turned. An idle one sleeps without a beat, until its mailbox is woken.
     uint64_t heartbeat() const { return heartbeat_.load(std::memory_order_relaxed); }
+    /// Held up by a guest, for as long as the kernel sees fit: not hanging.
+    bool in_guest_call() const { return guest_call_.inside(); }
+    const std::string& name() const { return name_; }
     /// Rings that it has or was promised; whoever places a ring says so first, so that a crowd
     /// spreads.
     uint32_t ring_count() const { return ring_count_.load(std::memory_order_relaxed); }
@@ -64,7 +68,7 @@ class Reactor {
     uint32_t pool_pages_free() const { return pool_free_.load(std::memory_order_relaxed); }
 
     // On the reactor's thread only (from a mailbox message).
-    ReactorServices services() { return {io_.get(), pool_.get(), scratch_.get()}; }
+    ReactorServices services() { return {io_.get(), pool_.get(), scratch_.get(), &guest_call_}; }
     /// Takes a queue in and starts it.
     void adopt(std::unique_ptr<Queue> queue);
     /// Drains and destroys a queue, then calls `on_closed`.
@@ -99,6 +103,7 @@ class Reactor {
     std::atomic<uint32_t> poll_us_{50};
     std::atomic<uint32_t> max_buffer_pages_{1024};
     std::atomic<uint64_t> heartbeat_{0};
+    GuestCall guest_call_;
     std::atomic<uint32_t> ring_count_{0};
     std::atomic<uint32_t> pool_in_use_{0};
     std::atomic<uint32_t> pool_free_{0};

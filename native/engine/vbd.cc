@@ -45,7 +45,7 @@ memory::Strategy Vbd::strategy_for(const ConnectionSpec& spec) const {
 }
 
 void Vbd::connect(const ConnectionSpec& spec, std::shared_ptr<xen::Xen> xen,
-                  std::span<const std::unique_ptr<Reactor>> reactors, ConnectDone done) {
+                  std::span<Reactor* const> reactors, ConnectDone done) {
     {
         std::lock_guard lock(mutex_);
         if (state_ != State::kIdle || spec.rings.empty()) {
@@ -73,7 +73,7 @@ void Vbd::connect(const ConnectionSpec& spec, std::shared_ptr<xen::Xen> xen,
     shared_->slots.clear();
     shared_->barrier_owner = nullptr;
     for (size_t i = 0; i < rings; i++) {
-        Reactor* reactor = reactors[(first + i) % reactors.size()].get();
+        Reactor* reactor = reactors[(first + i) % reactors.size()];
         reactor->expect_ring();
         attempt->reactors.push_back(reactor);
         shared_->slots.push_back(std::make_unique<QueueSlot>());

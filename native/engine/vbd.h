@@ -37,7 +37,7 @@ class Vbd : public std::enable_shared_from_this<Vbd> {
     /// Error nothing is mapped or bound. `reactors` outlive the connection. Errors:
     /// kInvalidArgument when connected already, kXen, kRing, kNoMemory.
     void connect(const ConnectionSpec& spec, std::shared_ptr<xen::Xen> xen,
-                 std::span<const std::unique_ptr<Reactor>> reactors, ConnectDone done);
+                 std::span<Reactor* const> reactors, ConnectDone done);
 
     /// Stops intake, drains, unmaps and unbinds. Calls `done` when no guest page is held; at once
     /// when there is no connection.

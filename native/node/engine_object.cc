@@ -2,8 +2,8 @@
 #include "node/engine_object.h"
 
 #include <algorithm>
-#include <map>
 
+#include "engine/reactor_set.h"
 #include "engine/vbd.h"
 #include "node/convert.h"
 #include "node/counters_object.h"
@@ -29,52 +29,21 @@ struct DiskState {
 /// comes first.
 struct EngineState {
     std::shared_ptr<xen::Xen> xen;
-    std::vector<std::unique_ptr<engine::Reactor>> reactors;
-    /// Guests that are served apart, each with a reactor of its own: what may sleep for them holds
-    /// up nobody else.
-    std::map<DomainId, std::vector<std::unique_ptr<engine::Reactor>>> apart;
-    engine::Reactor::Options reactor_options;  // of the next one
+    engine::ReactorSet reactors;
     std::vector<std::weak_ptr<engine::Vbd>> vbds;
     std::vector<std::weak_ptr<DiskState>> disks;
     std::shared_ptr<Dispatcher> dispatcher;
 
+    explicit EngineState(engine::ReactorSet set) : reactors(std::move(set)) {}
     ~EngineState() { stop(); }
 
-    bool stopped() const { return reactors.empty(); }
+    bool stopped() const { return reactors.stopped(); }
 
     // Joins every thread; no callback comes after it.
     void stop() {
-        std::vector<engine::Reactor*> all;
-        each_reactor([&all](engine::Reactor& reactor) { all.push_back(&reactor); });
-        engine::Reactor::stop_all(all);
-        reactors.clear();
-        apart.clear();
+        reactors.stop();
         if (dispatcher) dispatcher->close();
         xen.reset();  // now, and not when JavaScript has collected the engine
-    }
-
-    template <typename Function>
-    void each_reactor(Function function) {
-        for (auto& reactor : reactors) function(*reactor);
-        for (auto& [domain, own] : apart) function(*own.front());
-    }
-
-    /// The reactor of one guest alone. Those of others that have no ring any more go.
-    Result<std::span<const std::unique_ptr<engine::Reactor>>> reactor_apart(DomainId domain) {
-        std::erase_if(apart, [domain](auto& entry) {
-            return entry.first != domain && entry.second.front()->ring_count() == 0;
-        });
-        auto& own = apart[domain];
-        if (own.empty()) {
-            reactor_options.name = "vbdkit-dom" + std::to_string(domain);
-            auto reactor = engine::Reactor::start(reactor_options);
-            if (!reactor) {
-                apart.erase(domain);
-                return reactor.error();
-            }
-            own.push_back(std::move(reactor).value());
-        }
-        return std::span<const std::unique_ptr<engine::Reactor>>(own);
     }
 
     std::vector<std::shared_ptr<engine::Vbd>> live_vbds() {
@@ -183,14 +152,10 @@ void apply_tunables(const std::shared_ptr<EngineState>& engine, engine::Tunables
         if (!value.IsNumber()) return std::nullopt;
         return std::max(0.0, value.As<Napi::Number>().DoubleValue());
     };
-    engine::Reactor::Options& options = engine->reactor_options;
-    if (auto poll_us = number("pollUs")) options.poll_us = static_cast<uint32_t>(*poll_us);
+    if (auto poll_us = number("pollUs"))
+        engine->reactors.set_poll_us(static_cast<uint32_t>(*poll_us));
     if (auto pages = number("maxBufferPages"))
-        options.max_buffer_pages = static_cast<uint32_t>(*pages);
-    engine->each_reactor([&options](engine::Reactor& reactor) {
-        reactor.set_poll_us(options.poll_us);
-        reactor.set_max_buffer_pages(options.max_buffer_pages);
-    });
+        engine->reactors.set_max_buffer_pages(static_cast<uint32_t>(*pages));
     if (!vbd) return;
     if (auto cap = number("maxPersistentGrants"))
         vbd->max_persistent_grants = static_cast<uint32_t>(*cap);
@@ -209,19 +174,17 @@ Napi::Value connect_vbd(const std::shared_ptr<VbdState>& state, const Napi::Call
         throw_error(env, spec.error());
         return env.Undefined();
     }
-    std::span<const std::unique_ptr<engine::Reactor>> reactors = state->engine->reactors;
-    if (info[0].As<Napi::Object>().Get("apart").ToBoolean()) {
-        auto own = state->engine->reactor_apart(spec.value().domain);
-        if (!own) {
-            throw_error(env, own.error());
-            return env.Undefined();
-        }
-        reactors = own.value();
+    const bool apart = info[0].As<Napi::Object>().Get("apart").ToBoolean();
+    auto reactors =
+        state->engine->reactors.of_guest(spec.value().domain, spec.value().rings.size(), apart);
+    if (!reactors) {
+        throw_error(env, reactors.error());
+        return env.Undefined();
     }
     auto deferred = Napi::Promise::Deferred::New(env);
     auto dispatcher = state->engine->dispatcher;
     dispatcher->hold();
-    state->vbd->connect(spec.value(), state->engine->xen, reactors,
+    state->vbd->connect(spec.value(), state->engine->xen, reactors.value(),
                         [dispatcher, deferred](Result<memory::Strategy> outcome) {
                             dispatcher->post([dispatcher, deferred,
                                               outcome = std::move(outcome)](Napi::Env task_env) {
@@ -244,9 +207,11 @@ Napi::Value disconnect_vbd(const std::shared_ptr<VbdState>& state, Napi::Env env
     }
     auto dispatcher = state->engine->dispatcher;
     dispatcher->hold();
-    state->vbd->disconnect([dispatcher, deferred] {
-        dispatcher->post([dispatcher, deferred](Napi::Env task_env) {
+    auto engine = std::weak_ptr(state->engine);
+    state->vbd->disconnect([dispatcher, deferred, engine] {
+        dispatcher->post([dispatcher, deferred, engine](Napi::Env task_env) {
             dispatcher->let_go();
+            if (auto alive = engine.lock()) alive->reactors.drop_idle();
             deferred.Resolve(task_env.Undefined());
         });
     });
@@ -314,9 +279,9 @@ Napi::Value create_vbd(const std::shared_ptr<EngineState>& engine, const Napi::C
                Napi::Function::New(env, [state](const Napi::CallbackInfo& call) -> Napi::Value {
                    if (!state->vbd) return throw_closed(call.Env(), "the vbd");
                    PoolPages pool;
-                   state->engine->each_reactor([&pool](engine::Reactor& reactor) {
-                       pool.in_use += reactor.pool_pages_in_use();
-                       pool.free += reactor.pool_pages_free();
+                   state->engine->reactors.each([&pool](const engine::ReactorSet::Member& member) {
+                       pool.in_use += member.reactor->pool_pages_in_use();
+                       pool.free += member.reactor->pool_pages_free();
                    });
                    return counters_object(call.Env(), *state->vbd, pool);
                }));
@@ -354,8 +319,7 @@ Napi::Value close_engine(const std::shared_ptr<EngineState>& engine, Napi::Env e
 
 Napi::Value resources(const std::shared_ptr<EngineState>& engine, Napi::Env env) {
     Napi::Object object = Napi::Object::New(env);
-    set_number(object, "reactors",
-               static_cast<double>(engine->reactors.size() + engine->apart.size()));
+    set_number(object, "reactors", static_cast<double>(engine->reactors.size()));
     set_number(object, "vbds", static_cast<double>(engine->live_vbds().size()));
     std::erase_if(engine->disks, [](auto& weak) {
         auto disk = weak.lock();
@@ -366,35 +330,38 @@ Napi::Value resources(const std::shared_ptr<EngineState>& engine, Napi::Env env)
 }
 
 // An idle reactor sleeps without a beat: each call wakes all of them, so that the next call finds
-// every healthy one further on. Reactors apart are left out: they are apart because they may be
-// held up.
+// every healthy one further on.
 Napi::Value heartbeats(const std::shared_ptr<EngineState>& engine, Napi::Env env) {
-    Napi::Array beats = Napi::Array::New(env, engine->reactors.size());
-    for (uint32_t i = 0; i < engine->reactors.size(); i++) {
-        beats.Set(i, Napi::Number::New(env, static_cast<double>(engine->reactors[i]->heartbeat())));
-        engine->reactors[i]->mailbox().wake();
-    }
+    Napi::Array beats = Napi::Array::New(env);
+    engine->reactors.each([&](const engine::ReactorSet::Member& member) {
+        Napi::Object object = Napi::Object::New(env);
+        set_number(object, "id", static_cast<double>(member.id));
+        object.Set("name", member.reactor->name());
+        set_number(object, "beats", static_cast<double>(member.reactor->heartbeat()));
+        object.Set("inGuestCall", member.reactor->in_guest_call());
+        beats.Set(beats.Length(), object);
+        member.reactor->mailbox().wake();
+    });
     return beats;
 }
 
 Napi::Value create_engine(const Napi::CallbackInfo& info) {
     Napi::Env env = info.Env();
     Napi::Object options = info[0].As<Napi::Object>();
-    auto state = std::make_shared<EngineState>();
-    state->xen = xen_of(options.Get("xen"));
-    if (!state->xen) return throw_closed(env, "the Xen connection");
-    std::string name = options.Get("name").As<Napi::String>().Utf8Value();
-    uint32_t count = options.Get("reactors").As<Napi::Number>().Uint32Value();
-    for (uint32_t i = 0; i < std::max(1u, count); i++) {
-        engine::Reactor::Options reactor_options;
-        reactor_options.name = name + "-" + std::to_string(i);
-        auto reactor = engine::Reactor::start(reactor_options);
-        if (!reactor) {
-            throw_error(env, reactor.error());
-            return env.Undefined();
-        }
-        state->reactors.push_back(std::move(reactor).value());
+    auto xen = xen_of(options.Get("xen"));
+    if (!xen) return throw_closed(env, "the Xen connection");
+    engine::ReactorSet::Options set;
+    set.name = options.Get("name").As<Napi::String>().Utf8Value();
+    set.count = std::max(1u, options.Get("reactors").As<Napi::Number>().Uint32Value());
+    const bool own = options.Get("placement").ToString().Utf8Value() == "guest";
+    set.placement = own ? engine::Placement::kGuest : engine::Placement::kShared;
+    auto reactors = engine::ReactorSet::start(set);
+    if (!reactors) {
+        throw_error(env, reactors.error());
+        return env.Undefined();
     }
+    auto state = std::make_shared<EngineState>(std::move(reactors).value());
+    state->xen = std::move(xen);
     apply_tunables(state, nullptr, options.Get("tunables").As<Napi::Object>());
     state->dispatcher = Dispatcher::create(env, "vbdkit engine");
     // After the doorbell, so that it runs before the doorbell goes: hooks run last in, first out.

@@ -109,6 +109,7 @@ Result<Fault> fault_of(Napi::Value value) {
     if (status) status = read_field(rule, "skip", kMaxWord, fault.skip);
     if (status) status = read_field(rule, "count", kMaxWord, fault.count);
     if (status) status = read_field(rule, "errno", 4095, fault.errno_code);
+    if (status) status = read_field(rule, "delayMs", 60'000, fault.delay_ms);
     if (!status) return status.error();
     Napi::Value grant_status = rule.Get("status");
     if (grant_status.IsNumber()) {

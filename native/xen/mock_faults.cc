@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
+#include <thread>
 
 namespace vbd::xen::mock {
 namespace {
@@ -41,9 +43,12 @@ int failing_errno(FaultTable::Bank& bank, FaultCall call, DomainId domain, Touch
         FaultRule& rule = bank.rule[i];
         const int code = rule.errno_code.load(kRelaxed);
         const uint32_t ref = rule.ref.load(kRelaxed);
-        if (code == 0 || !concerns(rule, call, domain)) continue;
+        const uint32_t delay_ms = rule.delay_ms.load(kRelaxed);
+        if ((code == 0 && delay_ms == 0) || !concerns(rule, call, domain)) continue;
         if (ref != kAny && !touches(ref)) continue;
-        if (fires(rule)) return code;
+        if (!fires(rule)) continue;
+        if (delay_ms > 0) std::this_thread::sleep_for(std::chrono::milliseconds(delay_ms));
+        if (code != 0) return code;
     }
     return 0;
 }
@@ -88,8 +93,10 @@ Status Faults::set(std::span<const Fault> faults) {
         rule.call.store(static_cast<uint32_t>(fault.call), kRelaxed);
         rule.domain.store(fault.domain, kRelaxed);
         rule.ref.store(fault.ref, kRelaxed);
-        rule.errno_code.store(fault.errno_code != 0 ? fault.errno_code : usual_errno(fault.call),
-                              kRelaxed);
+        // A delay alone makes a call late, not fail.
+        const int usual = fault.delay_ms != 0 ? 0 : usual_errno(fault.call);
+        rule.errno_code.store(fault.errno_code != 0 ? fault.errno_code : usual, kRelaxed);
+        rule.delay_ms.store(fault.delay_ms, kRelaxed);
         rule.status.store(fault.status != 0 ? fault.status : int16_t{kGrantGeneralError}, kRelaxed);
         rule.skip.store(fault.skip, kRelaxed);
         rule.count.store(fault.count, kRelaxed);
@@ -119,7 +126,8 @@ int16_t Faults::fail_segment(DomainId domain, GrantRef ref) const {
     for (uint32_t i = 0; i < count; ++i) {
         FaultRule& rule = rules.rule[i];
         const uint32_t only = rule.ref.load(kRelaxed);
-        if (rule.errno_code.load(kRelaxed) != 0 || !concerns(rule, FaultCall::kCopy, domain))
+        if (rule.errno_code.load(kRelaxed) != 0 || rule.delay_ms.load(kRelaxed) != 0 ||
+            !concerns(rule, FaultCall::kCopy, domain))
             continue;
         if ((only == kAny || only == ref) && fires(rule))
             return static_cast<int16_t>(rule.status.load(kRelaxed));

@@ -1,4 +1,4 @@
-// Faults: rules that make calls of the mock fail, in shared memory, so that a rule set in the
+// Faults: rules that make calls of the mock fail or sleep, in shared memory, so that a rule set in the
 // broker's process counts and fails calls in every process. Matching is lock free and costs one
 // load while no rule is set.
 #pragma once
@@ -12,7 +12,9 @@
 
 namespace vbd::xen::mock {
 
-/// One rule. A call that matches is counted; the first `skip` pass, the next `count` fail.
+/// One rule. A call that matches is counted; the first `skip` pass, the next `count` fail. With a
+/// delay the call sleeps first, as one does in the kernel that waits for a page of the guest; then
+/// it fails with the rule's errno, or goes on where there is none.
 struct Fault {
     FaultCall call = FaultCall::kNone;
     uint32_t domain = kAny;  // calls towards this domain only
@@ -22,6 +24,7 @@ struct Fault {
     int errno_code =
         0;  // 0: the call's usual one; for copy: not the call but the segment fails, with `status`
     int16_t status = 0;  // of a failing copy segment; 0: GNTST_general_error
+    uint32_t delay_ms = 0;
 };
 
 class Faults {

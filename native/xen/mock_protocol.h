@@ -25,7 +25,7 @@
 
 namespace vbd::xen::mock {
 
-inline constexpr uint32_t kProtocolVersion = 1;
+inline constexpr uint32_t kProtocolVersion = 2;
 inline constexpr uint32_t kGrantEntries = 32768;     // 64 grant frames, Xen's default limit
 inline constexpr uint32_t kFirstGrantRef = 8;        // the first eight are the toolstack's
 inline constexpr uint32_t kMaxPages = 1u << 22;      // 16 GiB, sparse
@@ -114,6 +114,7 @@ struct FaultRule {
     std::atomic<uint32_t> skip;
     std::atomic<uint32_t> count;  // or kAny: for ever
     std::atomic<uint32_t> hits;
+    std::atomic<uint32_t> delay_ms;
 };
 
 /// Two banks: the broker fills the idle one, then switches, so that no caller sees half of a new

@@ -91,7 +91,7 @@ describe('the xenbus device', () => {
       { data: (chunk) => chunks.push(chunk), lost() {} },
       new AbortController().signal,
     )
-    expect(threads('vbdkit-xs-')).toHaveLength(2)
+    await vi.waitFor(() => expect(threads('vbdkit-xs-')).toHaveLength(2), PATIENT) // they name themselves
     for (let i = 0; i < 100; i++) transport.send(packet)
     const all = Buffer.concat(Array.from({ length: 100 }, () => packet))
     await vi.waitFor(() => expect(Buffer.concat(chunks).equals(all)).toBe(true), PATIENT)
@@ -196,6 +196,7 @@ describe('reactors', () => {
     engine = addon.createEngine({
       xen: addon.connectMock(socket, 0),
       reactors: 2,
+      placement: 'shared',
       tunables: DEFAULT_TUNABLES,
       name: 'vbdkit',
     })
@@ -209,12 +210,15 @@ describe('reactors', () => {
 
   it('have a beat at every call, also when they sleep', async () => {
     let before = engine.heartbeats()
-    expect(before).toHaveLength(2)
+    expect(before).toMatchObject([
+      { name: 'vbdkit-0', inGuestCall: false },
+      { name: 'vbdkit-1', inGuestCall: false },
+    ])
     for (let i = 0; i < 3; i++) {
       let now = before
       await vi.waitFor(() => {
         now = engine.heartbeats()
-        expect(now.every((beat, j) => beat > before[j]!)).toBe(true)
+        expect(now.every(({ beats }, j) => beats > before[j]!.beats)).toBe(true)
       }, PATIENT)
       before = now
     }
@@ -252,12 +256,43 @@ describe('reactors', () => {
     await vbd.connect({ ...given, apart: true })
     expect(threads('vbdkit-dom')).toEqual(['vbdkit-dom7'])
     expect(engine.resources().reactors).toBe(3)
-    expect(engine.heartbeats()).toHaveLength(2)
+    expect(engine.heartbeats().map(({ name }) => name)).toContain('vbdkit-dom7')
     await vbd.disconnect()
+    expect(threads('vbdkit-dom')).toEqual([])
+    expect(engine.resources().reactors).toBe(2)
     await vbd.connect({ ...given, apart: true })
     expect(threads('vbdkit-dom')).toEqual(['vbdkit-dom7'])
     await vbd.close()
     disk.close()
+  })
+
+  it('sleep in a call for their guest without a beat, and say that it is that', async () => {
+    const own = loadAddon().createEngine({
+      xen: loadAddon().connectMock(join(dir, 'xen.sock'), 0),
+      reactors: 2,
+      placement: 'guest',
+      tunables: DEFAULT_TUNABLES,
+      name: 'own',
+    })
+    expect(own.heartbeats()).toEqual([])
+    const given = connection()
+    const disk = own.openDisk({ driver: 'null', sizeBytes: 1 << 20 })
+    const vbd = own.createVbd('7:51712', disk, features, DEFAULT_TUNABLES, () => {})
+    broker.setFaults([{ call: 'map', domid: 7, delayMs: 400 }])
+    const connected = vbd.connect(given)
+    await vi.waitFor(() => expect(own.heartbeats()).toMatchObject([{ inGuestCall: true }]), PATIENT)
+    const [asleep] = own.heartbeats()
+    await connected
+    await vi.waitFor(() => {
+      const [awake] = own.heartbeats()
+      expect(awake).toMatchObject({ id: asleep?.id, name: 'vbdkit-dom7', inGuestCall: false })
+      expect(awake?.beats).toBeGreaterThan(asleep?.beats ?? 0)
+    }, PATIENT)
+    await vbd.close()
+    expect(own.heartbeats()).toEqual([])
+    disk.close()
+    await own.close()
+    expect(own.heartbeats()).toEqual([])
   })
 
   it('let go of a guest whose grant calls sleep: it moves to one of its own', async () => {

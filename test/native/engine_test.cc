@@ -10,13 +10,6 @@ using namespace vbd::test;
 
 namespace {
 
-std::shared_ptr<block::Device> memory_disk(uint64_t bytes) {
-    block::DeviceOptions options;
-    options.driver = block::Driver::kMemory;
-    options.size_bytes = bytes;
-    return std::shared_ptr<block::Device>(std::move(block::open_device(options)).value());
-}
-
 void fill(uint8_t* page, uint32_t seed) {
     std::mt19937 random(seed);
     for (uint32_t i = 0; i < kPageSize; i += 4) {
@@ -579,7 +572,7 @@ TEST_CASE(
             all.push_back(reactors.back().get());
         }
         auto vbd = engine::Vbd::create("1:51712", memory_disk(1 << 20), {}, [](engine::Event) {});
-        vbd->connect(rig.spec(), rig.xen, reactors, [](Result<memory::Strategy>) {});
+        vbd->connect(rig.spec(), rig.xen, all, [](Result<memory::Strategy>) {});
         std::this_thread::sleep_for(std::chrono::microseconds(round * 2));
         engine::Reactor::stop_all(all);
         reactors.clear();

@@ -2,6 +2,7 @@
 // of the mock.
 #include <array>
 
+#include "base/clock.h"
 #include "mock_world.h"
 
 namespace vbd::xen {
@@ -129,6 +130,27 @@ TEST_CASE("mock: a rule that makes no sense is refused") {
     const std::vector<Fault> many(65, Fault{.call = FaultCall::kMap});
     CHECK(world.broker->set_faults(many).error().kind == ErrorKind::kInvalidArgument);
     CHECK(world.map({8}) == 0);
+}
+
+TEST_CASE("mock: a call can be late, and fail after that or not") {
+    Faulty world;
+    const auto took_ms = [](auto call) {
+        const uint64_t started_ns = monotonic_ns();
+        call();
+        return (monotonic_ns() - started_ns) / 1'000'000;
+    };
+    world.set({{.call = FaultCall::kMap, .count = 2, .delay_ms = 30}});
+    CHECK(took_ms([&] { CHECK(world.map({8}) == 0); }) >= 30);
+    world.set({{.call = FaultCall::kMap, .errno_code = ENOMEM, .delay_ms = 30}});
+    CHECK(took_ms([&] { CHECK(world.map({8}) == ENOMEM); }) >= 30);
+    world.set({{.call = FaultCall::kCopy, .ref = 9, .delay_ms = 30}});
+    char local = 0;
+    std::array<GrantCopy, 1> copy;
+    copy[0].ref = 9;
+    copy[0].length = 1;
+    copy[0].local = &local;
+    CHECK(took_ms([&] { require_done(world.table->copy(7, copy)); }) >= 30);
+    CHECK(copy[0].status == kGrantOkay);
 }
 
 }  // namespace

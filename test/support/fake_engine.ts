@@ -55,6 +55,10 @@ export class FakeEngine implements Engine {
     return [...this.vbds].filter((vbd) => vbd.connection !== undefined).length
   }
 
+  heartbeats(): [] {
+    return []
+  }
+
   async openDisk(spec: DiskSpec): Promise<EngineDisk> {
     await turns(1)
     if (this.openFailure !== undefined) throw this.openFailure

@@ -3,7 +3,7 @@ import { Backend } from '../../backend.js'
 import { controlSocket } from '../../control/path.js'
 import { ControlServer } from '../../control/server.js'
 import { backendTarget } from '../../control/target.js'
-import type { Protocol, TransferChoice } from '../../engine/engine.js'
+import type { Placement, Protocol, TransferChoice } from '../../engine/engine.js'
 import { VbdError } from '../../errors.js'
 import type { EngineChoice, XenChoice } from '../../platform.js'
 import { formatSize, parseVbdId } from '../../units.js'
@@ -27,6 +27,7 @@ interface ServeOptions extends DriverOptions, TuningOptions {
   readonly ringOrder?: number
   readonly indirect?: number
   readonly reactors?: number
+  readonly placement?: Placement
   readonly protocolDefault?: Protocol
   readonly kind?: string
   readonly toolstack?: ToolstackChoice
@@ -169,6 +170,14 @@ function addProcessOptions(command: Command): void {
         fallback: 'half of the processors, at most 4',
       }),
     )
+    .addOption(
+      choiceOption(
+        '--placement <whose>',
+        'whose those threads are: each guest has its own, or all share them',
+        ['guest', 'shared'],
+        'guest on a Xen host, shared on the mock',
+      ),
+    )
     .option('--kind <name>', 'kind of backend in xenstore: vbd, vbd3, qdisk, ... (default: vbd)')
     .addOption(
       choiceOption(
@@ -226,12 +235,13 @@ async function serve(
 }
 
 function backendOptions(options: ServeOptions) {
-  const { xen, engine, reactors, kind } = options
+  const { xen, engine, reactors, placement, kind } = options
   return {
     xen,
     tunables: tuningOf(options),
     ...(engine === undefined ? {} : { engine }),
     ...(reactors === undefined ? {} : { reactors }),
+    ...(placement === undefined ? {} : { placement }),
     ...(kind === undefined ? {} : { kinds: [kind] }),
   }
 }

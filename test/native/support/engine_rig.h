@@ -9,6 +9,7 @@
 #include <future>
 #include <random>
 
+#include "block/open_device.h"
 #include "engine/vbd.h"
 #include "guest/front_ring.h"
 #include "support/fake_xen.h"
@@ -97,6 +98,13 @@ class ManualDevice : public block::Device {
     std::vector<Held> waiting_;
 };
 
+inline std::shared_ptr<block::Device> memory_disk(uint64_t bytes) {
+    block::DeviceOptions options;
+    options.driver = block::Driver::kMemory;
+    options.size_bytes = bytes;
+    return std::shared_ptr<block::Device>(std::move(block::open_device(options)).value());
+}
+
 struct RigOptions {
     uint32_t rings = 1;
     uint32_t ring_pages = 1;
@@ -171,7 +179,9 @@ class EngineRig {
     Result<memory::Strategy> connect() {
         auto outcome = std::make_shared<std::promise<Result<memory::Strategy>>>();
         auto future = outcome->get_future();
-        vbd->connect(spec(), xen, reactors,
+        std::vector<engine::Reactor*> choice = lent;
+        for (auto& reactor : reactors) choice.push_back(reactor.get());
+        vbd->connect(spec(), xen, choice,
                      [outcome](Result<memory::Strategy> r) { outcome->set_value(std::move(r)); });
         REQUIRE(future.wait_for(10s) == std::future_status::ready);
         return future.get();
@@ -258,6 +268,7 @@ class EngineRig {
     RigOptions options;
     std::shared_ptr<FakeXen> xen;
     std::vector<std::unique_ptr<engine::Reactor>> reactors;
+    std::vector<engine::Reactor*> lent;  // besides its own; outlive it
     std::shared_ptr<engine::Vbd> vbd;
     std::vector<guest::FrontRing> fronts;
     std::vector<Port> ports;

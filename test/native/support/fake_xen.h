@@ -68,6 +68,8 @@ class FakeXen : public xen::Xen {
     std::atomic<bool> fail_bind{false};
     /// Called at each unmap, before it happens.
     std::function<void()> on_unmap;
+    /// Called at each copy, before it happens.
+    std::function<void()> on_copy;
 
     Result<std::unique_ptr<xen::GrantTable>> open_grant_table() override;
     Result<std::unique_ptr<xen::EventChannel>> bind_interdomain(DomainId domain,
@@ -139,6 +141,7 @@ class FakeGrantTable : public xen::GrantTable {
 
     Status copy(DomainId, std::span<xen::GrantCopy> segments) override {
         xen_.copy_calls++;
+        if (xen_.on_copy) xen_.on_copy();
         if (xen_.fail_copy_calls) return Error{ErrorKind::kXen, EFAULT, "the copy failed"};
         for (xen::GrantCopy& segment : segments) {
             VBD_CHECK(segment.length > 0 && segment.offset + segment.length <= kPageSize);
