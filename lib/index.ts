@@ -28,6 +28,7 @@ export {
   type VbdCounters,
   type VbdFeatures,
 } from './engine/engine.js'
+export type { TracedBatch, TracedRequest } from './engine/traced.js'
 export { ERROR_CODES, VbdError, type VbdErrorCode } from './errors.js'
 export { type DomainEvent, MockHost, type MockHostOptions, mockPaths } from './mock/mock_host.js'
 export type { EngineChoice, Platform, SlowGuestListener, XenChoice } from './platform.js'
@@ -55,6 +56,12 @@ export {
   type VbdStats,
 } from './vbd/stats.js'
 export type { SwapOptions } from './vbd/swap.js'
-export type { TracedRequest, TraceOptions } from './vbd/trace.js'
+export type { TraceOptions } from './vbd/trace.js'
+export {
+  readTrace,
+  type TraceHeader,
+  type TraceReader,
+  type TraceSummary,
+} from './vbd/trace_file.js'
 export type { Vbd, VbdEvents, VbdInfo, VbdTunables } from './vbd/vbd.js'
 export type { XenbusStateName } from './xenbus/state.js'

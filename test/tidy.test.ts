@@ -262,7 +262,7 @@ const PACKAGES: Record<string, RegExp> = {
   commander: /^lib\/cli\//,
   'cli-progress': /^lib\/cli\//,
   pino: /^lib\/cli\//,
-  zod: /^lib\/(cli|control)\//,
+  zod: /^lib\/(cli|control)\/|^lib\/vbd\/trace_file\.ts/,
   'node-gyp-build': /^lib\/engine\/native\.ts$/,
 }
 

@@ -9,9 +9,12 @@ import { addDemo } from './commands/demo.js'
 import { addGuest } from './commands/guest.js'
 import { addList } from './commands/list.js'
 import { addMock } from './commands/mock.js'
+import { addPause, addResume } from './commands/pause.js'
+import { addReplay } from './commands/replay.js'
 import { addResize } from './commands/resize.js'
 import { addServe } from './commands/serve.js'
 import { addStats } from './commands/stats.js'
+import { addTrace } from './commands/trace.js'
 import { addTune } from './commands/tune.js'
 import { type Context, EXIT_CODES, fromCommander } from './program.js'
 import { Terminal } from './terminal.js'
@@ -74,7 +77,20 @@ function buildProgram(context: Context): Command {
       '\nDOM:VDEV names a disk of a guest: the number of the domain, and a device as xl takes it\n' +
         `(1:xvda, 7:51712, 3:d0p1).\n\n${EXIT_CODES}`,
     )
-  for (const add of [addServe, addGuest, addMock, addList, addStats, addResize, addTune, addDemo]) {
+  for (const add of [
+    addServe,
+    addGuest,
+    addMock,
+    addList,
+    addStats,
+    addResize,
+    addTune,
+    addPause,
+    addResume,
+    addTrace,
+    addReplay,
+    addDemo,
+  ]) {
     add(program, context)
   }
   return program

@@ -93,10 +93,15 @@ export class ControlClient {
   }
 
   /** Statistics every `everyMs` (50..3600000), until the server goes away (rejects) or the loop is left. */
-  async *stats(vbd: string, everyMs: number): AsyncGenerator<Record<string, unknown>> {
+  stats(vbd: string, everyMs: number): AsyncGenerator<Record<string, unknown>> {
+    return this.events({ verb: 'stats', vbd, everyMs })
+  }
+
+  /** What a call tells, event by event, until the server ends it or goes away (rejects), or the loop is left. */
+  async *events(call: ControlCall): AsyncGenerator<Record<string, unknown>> {
     const arrived: (ControlResponse | VbdError)[] = []
     let wake = () => {}
-    const id = this.#ask({ verb: 'stats', vbd, everyMs }, (response) => {
+    const id = this.#ask(call, (response) => {
       arrived.push(response)
       wake()
     })

@@ -65,6 +65,11 @@ export const requestSchema = z.discriminatedUnion('verb', [
     shrink: z.boolean().optional(),
   }),
   z.strictObject({ id, verb: z.literal('tune'), vbd: vbd.optional(), tuning: tuningSchema }),
+  /** Hold the guest's requests back, until `resume`. */
+  z.strictObject({ id, verb: z.literal('pause'), vbd }),
+  z.strictObject({ id, verb: z.literal('resume'), vbd }),
+  /** The guest's requests as they are answered, for as long as the client stays: events {requests, dropped}. */
+  z.strictObject({ id, verb: z.literal('trace'), vbd }),
   z.strictObject({ id, verb: z.literal('stop') }),
 ])
 export type ControlRequest = z.infer<typeof requestSchema>

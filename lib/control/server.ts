@@ -33,6 +33,10 @@ export interface ControlTarget {
   /** Statistics every `everyMs`, until the signal fires or the vbd is gone. */
   stream(vbd: string, everyMs: number, signal: AbortSignal): AsyncIterable<object>
   resize(vbd: string, sizeBytes: number, shrink: boolean): Promise<unknown>
+  pause(vbd: string): Promise<unknown>
+  resume(vbd: string): Promise<unknown>
+  /** Traced requests, until the signal fires or the vbd is gone. */
+  trace(vbd: string, signal: AbortSignal): AsyncIterable<object>
   /** Without `vbd`: all of them, and those to come. */
   tune(vbd: string | undefined, tuning: Tuning): unknown
   /** Begins an orderly shut-down; the answer is sent before it. */
@@ -138,8 +142,9 @@ class Client {
   async #answer(request: ControlRequest): Promise<void> {
     const { id } = request
     try {
-      if (request.verb === 'stats' && request.everyMs !== undefined) {
-        await this.#stream(id, request.vbd, request.everyMs)
+      const stream = this.#streamOf(request)
+      if (stream !== undefined) {
+        await this.#stream(id, stream)
         return
       }
       this.#send({ id, ok: true, result: await this.#perform(request) })
@@ -147,6 +152,12 @@ class Client {
     } catch (thrown) {
       this.#send({ id, ok: false, error: errorToWire(toVbdError(thrown)) })
     }
+  }
+
+  #streamOf(request: ControlRequest): AsyncIterable<object> | undefined {
+    if (request.verb === 'trace') return this.#target.trace(request.vbd, this.#gone.signal)
+    if (request.verb !== 'stats' || request.everyMs === undefined) return undefined
+    return this.#target.stream(request.vbd, request.everyMs, this.#gone.signal)
   }
 
   async #perform(request: ControlRequest): Promise<unknown> {
@@ -161,14 +172,19 @@ class Client {
         return this.#target.resize(request.vbd, request.sizeBytes, request.shrink === true)
       case 'tune':
         return this.#target.tune(request.vbd, request.tuning)
+      case 'pause':
+        return this.#target.pause(request.vbd)
+      case 'resume':
+        return this.#target.resume(request.vbd)
+      case 'trace':
       case 'stop':
         return {}
     }
   }
 
   /** Ends with an answer when the vbd is gone. */
-  async #stream(id: number, vbd: string, everyMs: number): Promise<void> {
-    for await (const event of this.#target.stream(vbd, everyMs, this.#gone.signal)) {
+  async #stream(id: number, events: AsyncIterable<object>): Promise<void> {
+    for await (const event of events) {
       this.#send({ id, event: event as Record<string, unknown> })
       if (this.#socket.writableLength > MAX_UNSENT_BYTES) await this.#drained()
     }

@@ -16,6 +16,8 @@ export interface VbdSummary {
   readonly engine: string
   /** While a guest is connected. */
   readonly transfer?: string
+  /** Its guest's requests are held back. */
+  readonly paused: boolean
 }
 
 /** What `resize` answers, in bytes. */
@@ -36,6 +38,19 @@ export function backendTarget(backend: Backend, stop: () => void): ControlTarget
       const previousBytes = vbd.disk.sizeBytes
       const disk = await vbd.resize(sizeBytes, { shrink })
       return { sizeBytes: disk.sizeBytes, previousBytes }
+    },
+    async pause(vbd) {
+      await backend.vbd(vbd).pause()
+      return {}
+    },
+    async resume(vbd) {
+      await backend.vbd(vbd).resume()
+      return {}
+    },
+    async *trace(id, signal) {
+      const vbd = backend.vbd(id)
+      yield vbd.traceHeader()
+      yield* vbd.traceBatches({ signal })
     },
     tune(id, tuning): Partial<VbdTunables> {
       if (id === undefined) {
@@ -60,6 +75,7 @@ function summary(vbd: Vbd): VbdSummary {
     readOnly,
     disk: description,
     engine,
+    paused: vbd.paused,
     ...(connection === undefined ? {} : { transfer: connection.transfer }),
   }
 }

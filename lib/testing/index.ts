@@ -35,6 +35,14 @@ export { MANNERS, type Manners, type MannersName } from './manners.js'
 export type { NbdDisk } from './nbd/disk.js'
 export { type NbdAddress, NbdServer, type NbdServerOptions } from './nbd/server.js'
 export { nbdDiskOf } from './nbd_disk.js'
+export {
+  type ReplayedLatencies,
+  type ReplayedOperation,
+  type ReplayOptions,
+  type ReplayResult,
+  type ReplayTarget,
+  replay,
+} from './replay.js'
 export { type GuestEvent, type RunGuestOptions, type RunningGuest, runGuest } from './run_guest.js'
 export {
   LAYOUTS,

@@ -4,25 +4,9 @@
  * and is told how many. Nothing here is on the data path.
  */
 import { TRACE_FIELDS, type TraceBatch } from '../engine/engine.js'
+import type { TracedBatch, TracedRequest } from '../engine/traced.js'
 import { VbdError } from '../errors.js'
 import { SECTOR_BYTES } from './advertise.js'
-
-/** One request, after its answer. */
-export interface TracedRequest {
-  /** Milliseconds since 1970 of when it was taken from its ring, with fractions. */
-  readonly timeMs: number
-  readonly queue: number
-  /** `other` is what no frontend should send. */
-  readonly operation: 'read' | 'write' | 'barrier' | 'flush' | 'discard' | 'other'
-  /** In bytes; 0 for a flush. As the guest wrote it, also where that was refused. */
-  readonly offset: number
-  /** In bytes. 0 for a flush, and for what was refused before it was known. */
-  readonly length: number
-  readonly segments: number
-  readonly status: 'ok' | 'error' | 'unsupported'
-  /** Microseconds from taking the request to its answer, with fractions. */
-  readonly latencyUs: number
-}
 
 export interface TraceOptions {
   /** Ends the iteration when it fires. */
@@ -76,28 +60,34 @@ export class Tracer {
     this.#source = source
   }
 
-  /** The requests answered from the first `next` on, until the signal fires or `close` is called. */
+  /** The requests answered from the first `next` on, until the signal fires or the vbd is closed. */
   async *listen(options: TraceOptions, closed: AbortSignal): AsyncGenerator<TracedRequest> {
+    for await (const { requests, dropped } of this.batches(options.signal, closed)) {
+      if (dropped > 0) tellDropped(dropped, options)
+      yield* requests
+    }
+  }
+
+  /** The same, as they come from the engine. */
+  async *batches(
+    signal: AbortSignal | undefined,
+    closed: AbortSignal,
+  ): AsyncGenerator<TracedBatch> {
     const listener: TraceListener = { waiting: [], dropped: 0, wake: () => {} }
-    const ended = () => options.signal?.aborted === true || closed.aborted
+    const signals = signal === undefined ? [closed] : [closed, signal]
     const onEnd = () => listener.wake()
-    options.signal?.addEventListener('abort', onEnd)
-    closed.addEventListener('abort', onEnd)
+    for (const each of signals) each.addEventListener('abort', onEnd)
     this.#add(listener)
     try {
-      for (;;) {
-        if (listener.dropped > 0) tellDropped(listener, options)
-        // Cut off, not shifted one by one: thousands may wait.
-        for (const request of listener.waiting.splice(0)) {
-          yield request
-          if (ended()) return
-        }
-        if (ended()) return
-        if (listener.waiting.length === 0) await woken(listener)
+      while (!signals.some(({ aborted }) => aborted)) {
+        const { dropped } = listener
+        const requests = listener.waiting.splice(0)
+        listener.dropped = 0
+        if (requests.length > 0 || dropped > 0) yield { requests, dropped }
+        else await woken(listener)
       }
     } finally {
-      options.signal?.removeEventListener('abort', onEnd)
-      closed.removeEventListener('abort', onEnd)
+      for (const each of signals) each.removeEventListener('abort', onEnd)
       this.#remove(listener)
     }
   }
@@ -183,9 +173,7 @@ function deliver(listener: TraceListener, requests: readonly TracedRequest[], lo
   listener.wake()
 }
 
-function tellDropped(listener: TraceListener, { onDropped }: TraceOptions): void {
-  const { dropped } = listener
-  listener.dropped = 0
+function tellDropped(dropped: number, { onDropped }: TraceOptions): void {
   if (onDropped === undefined) {
     throw new VbdError('ERR_VBD_STATE', `${dropped} requests came faster than they were taken`, {
       remedy: 'take them faster, or say with onDropped that some may be missing',

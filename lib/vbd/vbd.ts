@@ -6,6 +6,7 @@ import { eventually } from '../deadline.js'
 import type { Disk } from '../disk/disk.js'
 import { Emitter, type Listener } from '../emitter.js'
 import type { DiskInfo, Engine, Tunables } from '../engine/engine.js'
+import type { TracedBatch, TracedRequest } from '../engine/traced.js'
 import { VbdError } from '../errors.js'
 import { formatVbdId, formatVdev, type VbdId } from '../units.js'
 import type { Device } from '../xenbus/device.js'
@@ -25,7 +26,8 @@ import {
   type VbdStats,
 } from './stats.js'
 import type { SwapOptions } from './swap.js'
-import { type TracedRequest, type TraceOptions, Tracer } from './trace.js'
+import { type TraceOptions, Tracer } from './trace.js'
+import { type TraceHeader, type TraceSummary, writeTrace } from './trace_file.js'
 import { checkTunables } from './tunables.js'
 
 /** Settings that may change at any time: the engine's, and how often a line of statistics is logged. */
@@ -294,6 +296,27 @@ export class Vbd {
       },
       options,
     )
+  }
+
+  /** As `trace`, in batches as they come, with the number of requests that are missing before each. */
+  traceBatches(options: { signal?: AbortSignal } = {}): AsyncGenerator<TracedBatch> {
+    this.#requireOpen()
+    return this.#tracer.batches(options.signal, this.#closed.signal)
+  }
+
+  /**
+   * Writes the trace to a file, for `vbdkit replay`, until the signal fires or the vbd is closed.
+   *
+   * @throws ERR_VBD_BACKING when the file cannot be written
+   */
+  async traceTo(path: string, options: { signal?: AbortSignal } = {}): Promise<TraceSummary> {
+    return writeTrace(path, this.traceHeader(), this.traceBatches(options))
+  }
+
+  /** What a trace of it begins with. */
+  traceHeader(): TraceHeader {
+    const { sizeBytes, sectorSize } = this.disk
+    return { vbd: this.id, sizeBytes, sectorSize: sectorSize === 4096 ? 4096 : 512 }
   }
 
   /**

@@ -63,7 +63,7 @@ function show(vbds: readonly VbdSummary[]): string {
     ],
     vbds.map((vbd) => [
       vbd.vbd,
-      vbd.state,
+      vbd.paused ? `${vbd.state}, paused` : vbd.state,
       formatSize(vbd.sizeBytes),
       vbd.readOnly ? 'r' : 'rw',
       vbd.transfer ?? '-',

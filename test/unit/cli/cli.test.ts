@@ -128,6 +128,7 @@ describe('commands that ask a running serve', () => {
         readOnly: false,
         disk: 'file(/x)',
         engine: 'native',
+        paused: false,
       },
     ],
     info: (vbd) => ({ vbd, disk: { sizeBytes: 1 << 30 } }),
@@ -137,6 +138,9 @@ describe('commands that ask a running serve', () => {
       asked.push([vbd, sizeBytes, shrink])
       return { sizeBytes, previousBytes: 1 << 30 }
     },
+    pause: async (vbd) => void asked.push([vbd, 'pause']),
+    resume: async (vbd) => void asked.push([vbd, 'resume']),
+    trace: async function* () {},
     tune: (vbd, tuning: Tuning) => {
       asked.push([vbd, tuning])
       return { pollUs: 50, ...tuning }

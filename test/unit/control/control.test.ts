@@ -51,6 +51,20 @@ class FakeTarget implements ControlTarget {
     this.resized.push([vbd, sizeBytes])
     return { sizeBytes }
   }
+  readonly paused: string[] = []
+  async pause(vbd: string) {
+    this.paused.push(vbd)
+    return {}
+  }
+  async resume(vbd: string) {
+    this.paused.splice(this.paused.indexOf(vbd), 1)
+    return {}
+  }
+  async *trace(vbd: string) {
+    this.info(vbd)
+    yield { requests: [1, 2], dropped: 0 }
+    yield { requests: [3], dropped: 4 }
+  }
   tune(vbd: string | undefined, tuning: Tuning) {
     this.tuned.push([vbd, tuning])
     return tuning
