@@ -5,6 +5,7 @@ import { ControlServer } from '../../control/server.js'
 import { backendTarget } from '../../control/target.js'
 import type { Placement, Protocol, TransferChoice } from '../../engine/engine.js'
 import { VbdError } from '../../errors.js'
+import { Service } from '../../host/service.js'
 import type { EngineChoice, XenChoice } from '../../platform.js'
 import { formatSize, parseVbdId } from '../../units.js'
 import type { ToolstackChoice } from '../../vbd/attachment.js'
@@ -209,6 +210,10 @@ async function serve(
   const end = new AbortController()
   let backend: Backend | undefined
   let control: ControlServer | undefined
+  const service = new Service({
+    heartbeats: () => backend?.heartbeats() ?? [],
+    onChange: (message) => announcer.warn(undefined, message),
+  })
   try {
     backend = await Backend.open(backendOptions(options))
     announcer.follow(backend)
@@ -222,11 +227,13 @@ async function serve(
     // Said before the first state of it, and with what makes it findable.
     const vbd = await backend.serve(id, disk, serveOptions(options))
     announceServing(announcer, vbd, backend, control)
+    service.ready(`serving ${vbd.id}`)
     const failure = untilGone(backend, options.xen)
     await Promise.race([aborted(AbortSignal.any([signal, end.signal])), failure])
     announcer.say('stopping', { vbd: vbd.id }, `${vbd.id}: stopping`)
     return 0
   } finally {
+    service.stopping()
     await control?.close()
     await backend?.close({ timeoutMs: CLOSE_MS })
     if (backend !== undefined) announcer.say('stopped', {}, 'stopped')
