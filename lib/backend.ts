@@ -19,7 +19,8 @@ import { type EngineChoice, openPlatform, type Platform, type XenChoice } from '
 import { formatVbdId, parseVbdId, type VbdId } from './units.js'
 import { Attachment, closeAttached, type ToolstackChoice } from './vbd/attachment.js'
 import { DiskPool } from './vbd/disk_pool.js'
-import { DeviceOffer } from './vbd/offer.js'
+import type { DeviceOffer } from './vbd/offer.js'
+import { Offers } from './vbd/offers.js'
 import { checkWhole, resolveVbdOptions, type VbdOptions } from './vbd/options.js'
 import { checkTunables } from './vbd/tunables.js'
 import { CLOSE_TIMEOUT_MS, Vbd, type VbdEvents, type VbdTunables } from './vbd/vbd.js'
@@ -62,7 +63,7 @@ export interface ServeOptions extends VbdOptions {
 
 /** What happens; everything of a vbd, and of the backend itself. */
 export interface BackendEvents extends Omit<VbdEvents, 'warning' | 'error'> {
-  /** A toolstack attached a device that no `serve` has asked for. Nobody listens: it is left alone. */
+  /** A toolstack attached a device that no `serve` has asked for; now, or before anybody listened. */
   vbd: DeviceOffer
   /** `vbd` is absent where it concerns all of them. At most ten a minute and vbd. */
   warning: { vbd?: Vbd; message: string }
@@ -87,6 +88,7 @@ export class Backend {
   readonly #platform: Platform
   readonly #kinds: readonly string[]
   readonly #bus: Bus
+  readonly #offers: Offers
   readonly #disks: DiskPool
   readonly #emitter = new Emitter<BackendEvents>()
   readonly #vbds = new Map<string, Vbd>()
@@ -142,13 +144,24 @@ export class Backend {
     this.#kinds = kinds
     this.#tunables = tunables
     this.#disks = new DiskPool(platform.engine)
+    this.#offers = new Offers({
+      bus: () => this.#bus,
+      wanted: () => this.#emitter.has('vbd'),
+      emit: (offer) => this.#emitter.emit('vbd', offer),
+      serve: (device, disk, options) =>
+        this.#serve(device.address, disk, { ...options, toolstack: 'wait' }, true),
+      background: (promise) => this.#background(promise),
+    })
     this.#bus = new Bus({
       store: platform.store,
       domid: platform.domid,
       kinds,
       reconcileMs,
       onDevice: (device) => this.#found(device),
-      onRecheck: (device) => this.#ownerOf(device)?.lifecycle.poke(),
+      onRecheck: (device) => {
+        this.#ownerOf(device)?.lifecycle.poke()
+        this.#offers.poke(device)
+      },
       onMissing: (device) => this.#missing(device),
       onDomains: () => {
         for (const attachment of this.#attachments.values()) attachment.poke()
@@ -164,6 +177,11 @@ export class Backend {
     return this.#platform.mock
   }
 
+  /** Our own domain. */
+  get domid(): number {
+    return this.#platform.domid
+  }
+
   /** `native` or `js`. */
   get engine(): string {
     return this.#platform.engine.kind
@@ -176,7 +194,9 @@ export class Backend {
 
   /** Has `listener` called for every such event; what it throws ends as a process warning. Returns what ends that. */
   on<K extends keyof BackendEvents>(event: K, listener: Listener<BackendEvents[K]>): () => void {
-    return this.#emitter.on(event, listener)
+    const off = this.#emitter.on(event, listener)
+    if (event === 'vbd') for (const device of this.#bus.devices()) this.#found(device)
+    return off
   }
 
   /**
@@ -246,6 +266,7 @@ export class Backend {
     const closed = await Promise.allSettled(this.vbds().map((vbd) => vbd.close({ timeoutMs })))
     this.#unsubscribe()
     try {
+      await this.#offers.close()
       await this.#bus.close()
     } finally {
       await this.#platform.close()
@@ -351,6 +372,9 @@ export class Backend {
     } finally {
       this.#attachments.delete(vbd)
       this.#vbds.delete(key(id))
+      // Made again while the vbd of the one before was closing: nobody has taken it.
+      const device = this.#bus.find(id.domid, id.devid)
+      if (device !== undefined && device !== vbd.lifecycle.device) this.#found(device)
     }
   }
 
@@ -360,18 +384,13 @@ export class Backend {
       vbd.lifecycle.bind(device)
       return
     }
-    if (!this.#emitter.has('vbd')) return
-    this.#background(
-      DeviceOffer.read(device, (disk, options) =>
-        this.#serve(device.address, disk, { ...options, toolstack: 'wait' }, true),
-      ).then((offer) => this.#emitter.emit('vbd', offer)),
-    )
+    this.#offers.found(device)
   }
 
   #missing(device: Device): void {
     const owner = this.#ownerOf(device)
     if (owner !== undefined) owner.lifecycle.poke()
-    else this.#bus.forget(device)
+    else this.#offers.missing(device)
   }
 
   #ownerOf(device: Device): Vbd | undefined {

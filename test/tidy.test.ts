@@ -146,6 +146,7 @@ const LIB_LAYERS: Record<string, readonly string[]> = {
   vbd: ['xenstore', 'xenbus', 'disk', 'engine'],
   backend: ['xenstore', 'xenbus', 'disk', 'engine', 'mock', 'platform', 'vbd'],
   control: ['xenstore', 'vbd', 'backend'],
+  daemon: ['disk', 'vbd', 'backend'],
   testing: ['xenstore', 'xenbus', 'engine', 'mock'],
   cli: [
     'host',
@@ -158,6 +159,7 @@ const LIB_LAYERS: Record<string, readonly string[]> = {
     'vbd',
     'backend',
     'control',
+    'daemon',
     'testing',
   ],
   index: ['disk', 'engine', 'mock', 'platform', 'vbd', 'backend', 'xenbus'],

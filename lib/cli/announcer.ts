@@ -24,6 +24,11 @@ export class Announcer {
     this.#log.logger.info({ event, ...fields }, oneLine(human))
   }
 
+  /** Something that only a log at level debug has. */
+  detail(event: string, fields: Record<string, unknown>, human: string): void {
+    this.#log.logger.debug({ event, ...fields }, oneLine(human))
+  }
+
   warn(vbd: string | undefined, message: string): void {
     const text = vbd === undefined ? message : `${vbd}: ${message}`
     if (this.#terminal.json) this.#terminal.event('warning', { vbd, message }, undefined)

@@ -5,6 +5,7 @@
 import { createRequire } from 'node:module'
 import { Command, CommanderError } from 'commander'
 import { toVbdError } from '../errors.js'
+import { addDaemon } from './commands/daemon.js'
 import { addDemo } from './commands/demo.js'
 import { addGuest } from './commands/guest.js'
 import { addList } from './commands/list.js'
@@ -79,6 +80,7 @@ function buildProgram(context: Context): Command {
     )
   for (const add of [
     addServe,
+    addDaemon,
     addGuest,
     addMock,
     addList,

@@ -4,7 +4,7 @@
 import { resolve } from 'node:path'
 import { type Command, Option } from 'commander'
 import { ControlClient } from '../control/client.js'
-import { controlSocket, controlSockets, vbdOfSocket } from '../control/path.js'
+import { controlSocket, controlSockets, daemonSocket, vbdOfSocket } from '../control/path.js'
 import { VbdError } from '../errors.js'
 import type { XenChoice } from '../platform.js'
 import { parseVbdId } from '../units.js'
@@ -51,21 +51,29 @@ export async function connectControl(
   }
   const mockDir = mockDirOf(options.xen)
   if (vbd !== undefined) {
-    const { domid, devid } = parseVbdId(vbd)
-    const path = controlSocket(mockDir, domid, devid)
-    return { client: await connectOrExplain(path, vbd, mockDir), vbd }
+    return { client: await connectServer(mockDir, vbd), vbd }
   }
   const sockets = controlSockets(mockDir)
   const [only] = sockets
   if (only === undefined) throw nobody('any disk', mockDir)
   if (sockets.length > 1) {
-    const names = sockets.map((path) => vbdOfSocket(path))
+    const names = sockets.map((path) => vbdOfSocket(path) ?? 'those of the daemon')
     throw new VbdError('ERR_VBD_ARGUMENT', `several disks are served: ${names.join(', ')}`, {
       remedy: 'say which: DOM:VDEV',
     })
   }
   const client = await connectOrExplain(only, 'any disk', mockDir)
   return { client, vbd: await onlyVbd(client) }
+}
+
+/** The server of one disk: a `serve` of its own, or else the daemon. */
+async function connectServer(mockDir: string | undefined, vbd: string): Promise<ControlClient> {
+  const { domid, devid } = parseVbdId(vbd)
+  try {
+    return await ControlClient.connect(controlSocket(mockDir, domid, devid))
+  } catch {
+    return connectOrExplain(daemonSocket(mockDir), vbd, mockDir)
+  }
 }
 
 /** The vbd of a server that serves exactly one. */

@@ -1,7 +1,7 @@
 /**
- * Where control sockets are. Each `serve` has one of its own, named after its disk, in a folder
- * that belongs to the mock Xen or to the user; so a command that is told only the disk finds the
- * process that serves it.
+ * Where control sockets are. Each `serve` has one of its own, named after its disk, and the daemon has one for all
+ * of its disks, in a folder that belongs to the mock Xen or to the user; so a command that is told only the disk finds
+ * the process that serves it.
  */
 import { lstatSync, readdirSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -33,6 +33,7 @@ export function controlFolder(mockDir: string | undefined): string {
   return folder
 }
 
+const DAEMON = 'daemon.sock'
 const NAME = /^control-(\d+)-(\d+)\.sock$/
 
 /** `1:51712` for the control socket of that disk; undefined for other paths. */
@@ -46,12 +47,17 @@ export function controlSocket(mockDir: string | undefined, domid: number, devid:
   return join(controlFolder(mockDir), `control-${domid}-${devid}.sock`)
 }
 
+/** The control socket of the daemon, which serves many disks. */
+export function daemonSocket(mockDir: string | undefined): string {
+  return join(controlFolder(mockDir), DAEMON)
+}
+
 /** Every control socket in the folder, whether somebody answers or not; [] when there is no folder. */
 export function controlSockets(mockDir: string | undefined): string[] {
   const folder = controlFolder(mockDir)
   try {
     return readdirSync(folder, { withFileTypes: true })
-      .filter((entry) => entry.isSocket() && NAME.test(entry.name))
+      .filter((entry) => entry.isSocket() && (entry.name === DAEMON || NAME.test(entry.name)))
       .map((entry) => join(folder, entry.name))
       .sort()
   } catch {

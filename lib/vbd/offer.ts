@@ -5,8 +5,7 @@
 import type { Disk } from '../disk/disk.js'
 import { VbdError } from '../errors.js'
 import { formatVbdId, formatVdev } from '../units.js'
-import { type Device, quietly } from '../xenbus/device.js'
-import { parseState, XenbusState } from '../xenbus/state.js'
+import type { Device } from '../xenbus/device.js'
 import type { VbdOptions } from './options.js'
 import type { Vbd, VbdTunables } from './vbd.js'
 
@@ -15,7 +14,18 @@ export interface AcceptOptions extends VbdOptions {
   readonly tunables?: Partial<VbdTunables>
 }
 
-/** A device to be accepted or refused, once. Nothing happens to it while neither is done. */
+/** What becomes of an offer; the backend does it. */
+export interface OfferAnswers {
+  accept(device: Device, disk: Disk, options: AcceptOptions): Promise<Vbd>
+  refuse(device: Device, reason: string): Promise<void>
+  ignore(device: Device): void
+}
+
+const KEYS = ['params', 'mode', 'script', 'type', 'device-type', 'created-by'] as const
+
+type Keys = Readonly<Record<(typeof KEYS)[number], string | undefined>>
+
+/** A device to be accepted, refused or ignored, once. Nothing happens to it while none of it is done. */
 export class DeviceOffer {
   /** `1:xvda` */
   readonly id: string
@@ -29,68 +39,84 @@ export class DeviceOffer {
   readonly params: string | undefined
   /** What the toolstack allows: writable when it holds a `w`. */
   readonly mode: string | undefined
+  /** Path of the hotplug script that the toolstack runs. */
+  readonly script: string | undefined
+  /** `disk` or `cdrom`. */
+  readonly deviceType: string | undefined
+  /** Who made the directories, where it was no toolstack: `vbdkit`, ... */
+  readonly createdBy: string | undefined
   readonly #device: Device
-  readonly #serve: (disk: Disk, options: AcceptOptions) => Promise<Vbd>
+  readonly #answers: OfferAnswers
   #answered = false
 
-  static async read(
-    device: Device,
-    serve: (disk: Disk, options: AcceptOptions) => Promise<Vbd>,
-  ): Promise<DeviceOffer> {
-    const { params, mode } = await device.readBackend(['params', 'mode'])
-    return new DeviceOffer(device, params, mode, serve)
+  static async read(device: Device, answers: OfferAnswers): Promise<DeviceOffer> {
+    return new DeviceOffer(device, await device.readBackend(KEYS), answers)
   }
 
-  private constructor(
-    device: Device,
-    params: string | undefined,
-    mode: string | undefined,
-    serve: (disk: Disk, options: AcceptOptions) => Promise<Vbd>,
-  ) {
+  private constructor(device: Device, keys: Keys, answers: OfferAnswers) {
     const { domid, devid, kind } = device.address
     this.id = formatVbdId({ domid, devid })
     this.domid = domid
     this.devid = devid
     this.vdev = formatVdev(devid)
     this.kind = kind
-    this.params = params
-    this.mode = mode
+    this.params = keys.params
+    this.mode = keys.mode
+    this.script = keys.script
+    this.deviceType = keys['device-type']
+    this.createdBy = keys['created-by']
     this.#device = device
-    this.#serve = serve
+    this.#answers = answers
+  }
+
+  /** Whether the toolstack allows writes. */
+  get writable(): boolean {
+    return this.mode?.includes('w') ?? true
   }
 
   /**
-   * Serves this disk until the toolstack detaches the device; the vbd closes itself then.
+   * Serves this disk until the toolstack detaches the device; the vbd closes itself then. When this fails, the offer
+   * can still be refused.
    *
    * @throws as `Backend.serve`; ERR_VBD_STATE when the offer has been answered
    */
-  accept(disk: Disk, options: AcceptOptions = {}): Promise<Vbd> {
+  async accept(disk: Disk, options: AcceptOptions = {}): Promise<Vbd> {
     this.#answer()
-    return this.#serve(disk, options)
+    try {
+      return await this.#answers.accept(this.#device, disk, options)
+    } catch (thrown) {
+      this.#answered = false
+      throw thrown
+    }
   }
 
   /**
-   * Lets the toolstack's attach fail with this reason.
+   * Lets the toolstack's attach fail with this reason, which xl prints where the hotplug script is ours.
    *
    * @param reason one line for people; printable ASCII of it is written, 200 characters at most
    * @throws ERR_VBD_STATE when the offer has been answered
    */
   async refuse(reason: string): Promise<void> {
     this.#answer()
-    const text = reason.replace(/[^\x20-\x7e]/g, '?').slice(0, 200)
-    const { state } = await this.#device.readBackend(['state'])
-    if (state === undefined) return
-    const own = parseState(state)
-    if (own === XenbusState.Closing || own === XenbusState.Closed) return
-    await quietly(
-      this.#device.writeState(own, XenbusState.Closing, { errno: EPERM, text, hotplug: true }),
+    await this.#answers.refuse(
+      this.#device,
+      reason.replace(/[^\x20-\x7e]/g, '?').slice(0, MAX_REASON),
     )
-    await quietly(this.#device.writeState(XenbusState.Closing, XenbusState.Closed))
+  }
+
+  /**
+   * Leaves the device to another backend. It is offered again when it is made again.
+   *
+   * @throws ERR_VBD_STATE when the offer has been answered
+   */
+  ignore(): void {
+    this.#answer()
+    this.#answers.ignore(this.#device)
   }
 
   #answer(): void {
     if (this.#answered) {
-      throw new VbdError('ERR_VBD_STATE', `${this.id} has been accepted or refused already`, {
+      throw new VbdError('ERR_VBD_STATE', `the offer of ${this.id} has been answered already`, {
         vbd: this.id,
       })
     }
@@ -98,4 +124,4 @@ export class DeviceOffer {
   }
 }
 
-const EPERM = 1
+const MAX_REASON = 200

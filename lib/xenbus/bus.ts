@@ -8,6 +8,7 @@ import { MAX_DOMID } from '../units.js'
 import type { Watch, Xenstore } from '../xenstore/xenstore.js'
 import { Coalescer } from './coalesce.js'
 import { Device, quietly } from './device.js'
+import { XenbusState } from './state.js'
 
 export interface BusOptions {
   readonly store: Xenstore
@@ -34,6 +35,8 @@ const MAX_DEVID = 0x7fff_ffff
 export class Bus {
   readonly #options: BusOptions
   readonly #devices = new Map<string, Device>()
+  /** Devices of other backends. */
+  readonly #foreign = new Set<string>()
   readonly #scanner = new Coalescer(() => this.#guarded(() => this.#scan()))
   readonly #census = new Coalescer(() => this.#guarded(() => this.#countDomains()))
   readonly #watches: Watch[] = []
@@ -79,6 +82,15 @@ export class Bus {
     const name = key(kind, domid, devid)
     if (this.#devices.get(name) === device) this.#devices.delete(name)
     this.#scanner.poke()
+  }
+
+  /** The device is another backend's. When its directory is made again, it is told of again. */
+  leave(device: Device): void {
+    const { kind, domid, devid } = device.address
+    const name = key(kind, domid, devid)
+    if (this.#devices.get(name) !== device) return
+    this.#devices.delete(name)
+    this.#foreign.add(name)
   }
 
   /** Looks at everything again, soon. */
@@ -132,6 +144,9 @@ export class Bus {
       for (const [name, device] of this.#devices) {
         if (device.address.kind === kind && !present.has(name)) this.#options.onMissing(device)
       }
+      for (const name of this.#foreign) {
+        if (name.startsWith(`${kind}/`) && !present.has(name)) this.#foreign.delete(name)
+      }
     }
   }
 
@@ -140,9 +155,13 @@ export class Bus {
     if (this.#devices.has(name)) return
     const { store, domid: backendDomid } = this.#options
     const device = new Device(store, { backendDomid, kind, domid, devid })
+    const state = await store.tryRead(`${device.paths.backend}/state`)
     // A directory without a state is a remnant, or being made outside of a transaction: its state will wake us.
-    if ((await store.tryRead(`${device.paths.backend}/state`)) === undefined) return
+    if (state === undefined) return
+    // That of another backend, unless it begins: then it may be a new one, and another's.
+    if (this.#foreign.has(name) && state !== String(XenbusState.Initialising)) return
     if (this.#closed || this.#devices.has(name)) return
+    this.#foreign.delete(name)
     this.#devices.set(name, device)
     this.#options.onDevice(device)
   }

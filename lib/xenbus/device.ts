@@ -8,7 +8,7 @@
  */
 import { parentOf } from '../xenstore/path.js'
 import { type Watch, type Xenstore, XenstoreError, type XenstoreOps } from '../xenstore/xenstore.js'
-import { parseState, type XenbusState } from './state.js'
+import { parseState, XenbusState } from './state.js'
 
 /** Where a device is: `backend/<kind>/<domid>/<devid>` of domain `backendDomid`. */
 export interface DeviceAddress {
@@ -77,6 +77,8 @@ export class Device {
   #watches: Watch[] = []
   /** Raised by every watch and close: what an earlier one still registers is taken back. */
   #generation = 0
+  /** Our state has been another one than the toolstack's first. */
+  #begun = false
   #errorWritten = false
 
   constructor(store: Xenstore, address: DeviceAddress) {
@@ -99,6 +101,7 @@ export class Device {
     }
   }
 
+  /** A directory that was removed and made again between two readings is gone: it may be another disk's by now. */
   async read(): Promise<DeviceReading> {
     const { backend, frontend } = this.paths
     const [own, online, front] = await Promise.all([
@@ -106,11 +109,10 @@ export class Device {
       this.#store.tryRead(`${backend}/online`),
       this.alive ? this.#readGuest(`${frontend}/state`) : undefined,
     ])
-    return {
-      own: own === undefined ? undefined : parseState(own),
-      front: parseState(front),
-      online: online !== '0',
-    }
+    const state = own === undefined ? undefined : parseState(own)
+    const replaced = this.#begun && state === XenbusState.Initialising
+    this.#begun ||= state !== XenbusState.Initialising
+    return { own: replaced ? undefined : state, front: parseState(front), online: online !== '0' }
   }
 
   /** Keys of the backend directory that the toolstack wrote; absent ones are undefined. */
@@ -162,13 +164,15 @@ export class Device {
   ): Promise<WriteOutcome> {
     const { backend } = this.paths
     try {
-      return await this.#store.transaction(async (tx) => {
+      const outcome = await this.#store.transaction(async (tx) => {
         const state = await tx.tryRead(`${backend}/state`)
         if (state === undefined) throw new Abandoned('vanished')
         if (parseState(state) !== expected) throw new Abandoned('changed')
         await body(tx, backend)
         return 'written' as const
       })
+      this.#begun = true
+      return outcome
     } catch (thrown) {
       if (thrown instanceof Abandoned) return thrown.outcome
       throw thrown

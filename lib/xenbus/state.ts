@@ -53,8 +53,11 @@ export function parseState(value: string | undefined): XenbusState {
 /** What we hold of the frontend's rings. `broken`: still attached, but not to be served any more. */
 export type RingSituation = 'none' | 'attached' | 'broken'
 
-/** `pending`: nobody has chosen a disk yet, or it is being opened. */
-export type DiskSituation = 'pending' | 'ready' | 'failed'
+/**
+ * `pending`: nobody has chosen a disk yet, or it is being opened. `refused`: there will be none, and the toolstack
+ * learns why in InitWait, where it runs its hotplug script: before that it only waits, and reads nothing.
+ */
+export type DiskSituation = 'pending' | 'ready' | 'failed' | 'refused'
 
 /** What we want: to serve; to part once the frontend has closed; to part now. */
 export type Intent = 'serve' | 'stop' | 'abandon'
@@ -149,7 +152,7 @@ function decideInitialising(situation: Situation): Decision {
   if (intent === 'stop') return idle(situation)
   if (!online) return close(situation)
   if (disk === 'failed') return withoutRing(situation, ['closing'])
-  return disk === 'ready' ? withoutRing(situation, ['advertise']) : idle(situation)
+  return disk === 'pending' ? idle(situation) : withoutRing(situation, ['advertise'])
 }
 
 function decideInitWait(situation: Situation): Decision {
@@ -163,6 +166,7 @@ function decideInitWait(situation: Situation): Decision {
       return idle(situation)
     case 'ready':
       if (ring === 'attached') return { steps: ['publish'] }
+      if (disk === 'refused') return { steps: ['closing'] }
       return disk === 'ready' ? { steps: ['connect'] } : WAIT
     case 'closing':
       return withoutRing(situation, ['closing'])

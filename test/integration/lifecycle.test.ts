@@ -445,7 +445,7 @@ describe('toolstacks', () => {
     world.backend.on('vbd', async (offer) => {
       expect([offer.id, offer.params, offer.mode]).toEqual(['1:xvda', 'aio:disk.img', 'w'])
       await offer.accept(memory('1MiB'))
-      await expect(async () => offer.accept(memory('1MiB'))).rejects.toThrow('accepted or refused')
+      await expect(async () => offer.accept(memory('1MiB'))).rejects.toThrow('has been answered')
     })
     await world.createDomain()
     await world.attach()
@@ -459,11 +459,93 @@ describe('toolstacks', () => {
 
   it('offers what nobody serves: refused', async () => {
     await open()
-    world.backend.on('vbd', (offer) => offer.refuse('not\x1b[31m ours'))
+    let offers = 0
+    world.backend.on('vbd', (offer) => {
+      offers++
+      return offer.refuse('not\x1b[31m ours')
+    })
     await world.createDomain()
     await world.attach()
-    await world.reach(6)
+    // Where the toolstack's hotplug script runs, and looks.
+    await world.reach(2)
     expect(world.back('hotplug-error')).toBe('not?[31m ours')
+    expect(world.back('hotplug-status')).toBe('error')
+    await world.settle()
+    expect(world.written).toEqual([2])
+    await world.detach()
+    await world.reach(6)
+    await world.removeDirectories()
+    expect(offers).toBe(1)
+    await world.attach()
+    await world.until(() => offers === 2, 'offered again')
+  })
+
+  it('a guest that connects to what was refused is asked to close', async () => {
+    await open()
+    world.backend.on('vbd', (offer) => offer.refuse('not ours'))
+    await world.createDomain()
+    await world.attach()
+    await world.reach(2)
+    await world.publishRing()
+    await world.frontState(3)
+    await world.reach(5)
+    await world.frontState(6)
+    await world.reach(6)
+  })
+
+  it('offers what was there before anybody listened, once', async () => {
+    await open()
+    await world.createDomain()
+    await world.attach()
+    await world.settle()
+    let offers = 0
+    world.backend.on('vbd', () => void offers++)
+    world.backend.on('vbd', () => {})
+    await world.until(() => offers === 1, 'offered')
+    await world.settle()
+    expect(offers).toBe(1)
+  })
+
+  it('a device of another backend is never touched, and offered again when it is made again', async () => {
+    await open()
+    const scripts: (string | undefined)[] = []
+    world.backend.on('vbd', async (offer) => {
+      scripts.push(offer.script)
+      if (offer.script === 'block') offer.ignore()
+      else await offer.accept(memory('1MiB'))
+    })
+    await world.createDomain()
+    await world.attach({ script: 'block' })
+    await world.until(() => scripts.length === 1, 'offered')
+    // The other backend answers, and its frontend connects.
+    for (const state of ['2', '4']) await world.xl.write(`${BACKEND_PATH}/state`, state)
+    await world.settle()
+    expect(world.written).toEqual([])
+    await world.removeDirectories()
+    await world.attach({ script: 'ours' })
+    await world.connectLinux()
+    expect(scripts.at(-1)).toBe('ours')
+    expect(new Set(scripts)).toEqual(new Set(['block', 'ours']))
+  })
+
+  it('a directory that is replaced in one instant is a new device, offered as such', async () => {
+    await open()
+    const params: (string | undefined)[] = []
+    world.backend.on('vbd', async (offer) => {
+      params.push(offer.params)
+      await offer.accept(memory('1MiB'))
+    })
+    await world.createDomain()
+    await world.attach({ params: 'one' })
+    await world.connectLinux()
+    await world.xl.transaction(async (tx) => {
+      await tx.remove(BACKEND_PATH)
+      await tx.remove(FRONTEND_PATH)
+    })
+    await world.attach({ params: 'two' })
+    await world.connectLinux()
+    expect(params).toEqual(['one', 'two'])
+    expect(world.engine.mapped).toBe(1)
   })
 })
 

@@ -3,41 +3,34 @@ import { Backend } from '../../backend.js'
 import { controlSocket } from '../../control/path.js'
 import { ControlServer } from '../../control/server.js'
 import { backendTarget } from '../../control/target.js'
-import type { Placement, Protocol, TransferChoice } from '../../engine/engine.js'
 import { VbdError } from '../../errors.js'
 import { Service } from '../../host/service.js'
-import type { EngineChoice, XenChoice } from '../../platform.js'
+import type { XenChoice } from '../../platform.js'
 import { formatSize, parseVbdId } from '../../units.js'
 import type { ToolstackChoice } from '../../vbd/attachment.js'
-import { MAX_INDIRECT_SEGMENTS, MAX_QUEUES, MAX_RING_ORDER } from '../../vbd/options.js'
 import type { Vbd } from '../../vbd/vbd.js'
 import { Announcer } from '../announcer.js'
 import { DRIVERS, type DriverOptions, diskOf } from '../drivers.js'
-import { LOG_LEVELS, type LogLevel, openLog } from '../log.js'
-import { choiceOption, vbdArgument, wholeOption } from '../options.js'
+import { openLog } from '../log.js'
+import { choiceOption, vbdArgument } from '../options.js'
 import { action, addCommand, type Command, type Context } from '../program.js'
 import { aborted, stoppable } from '../signals.js'
-import { mockDirOf, xenOption } from '../xen_option.js'
+import {
+  addEngineOptions,
+  addFileOptions,
+  addOfferOptions,
+  addServiceOptions,
+  engineOptionsOf,
+  type OfferWords,
+  type ProcessWords,
+  vbdOptionsOf,
+} from '../vbd_options.js'
+import { mockDirOf } from '../xen_option.js'
 import { addTuningOptions, type TuningOptions, tuningOf } from './tune.js'
 
-interface ServeOptions extends DriverOptions, TuningOptions {
-  readonly xen: XenChoice
-  readonly transfer?: TransferChoice
-  readonly engine?: EngineChoice
-  readonly queues?: number
-  readonly ringOrder?: number
-  readonly indirect?: number
-  readonly reactors?: number
-  readonly placement?: Placement
-  readonly protocolDefault?: Protocol
+interface ServeOptions extends DriverOptions, TuningOptions, OfferWords, ProcessWords {
   readonly kind?: string
   readonly toolstack?: ToolstackChoice
-  readonly onFlushFailure?: 'hold' | 'close'
-  readonly discard?: boolean
-  readonly flush?: boolean
-  readonly control?: string
-  readonly log?: string
-  readonly logLevel?: LogLevel
 }
 
 /** How long guests are given to let go of their disk: less than what `stoppable` gives us. */
@@ -65,9 +58,11 @@ export function addServe(program: Command, context: Context): void {
     .argument('<DOM:VDEV>', 'the guest and its device', vbdArgument)
     .argument('<DRIVER>', DRIVERS)
     .argument('[ARG...]', 'of the driver')
+  addEngineOptions(command)
   addOfferOptions(command)
-  addDiskOptions(command)
-  addProcessOptions(command)
+  addFileOptions(command)
+  addServeOptions(command)
+  addServiceOptions(command)
   addTuningOptions(command, true)
   command.action(
     action(context, (id: string, driver: string, args: string[], options: ServeOptions) =>
@@ -76,109 +71,10 @@ export function addServe(program: Command, context: Context): void {
   )
 }
 
-function addOfferOptions(command: Command): void {
-  const indirect = { min: 0, max: MAX_INDIRECT_SEGMENTS, fallback: '256' }
-  const order = { min: 0, max: MAX_RING_ORDER, fallback: '4, 16 pages' }
-  command
-    .addOption(xenOption('where Xen is: auto, host, mock (in this process) or mock:DIR'))
-    .addOption(
-      choiceOption(
-        '--transfer <how>',
-        'how guest pages are reached',
-        ['auto', 'persistent', 'copy', 'map'],
-        'auto',
-      ),
-    )
-    .addOption(choiceOption('--engine <which>', 'what moves the data', ['native', 'js'], 'native'))
-    .addOption(
-      wholeOption('--queues <n>', 'rings that the guest may use', {
-        min: 1,
-        max: MAX_QUEUES,
-        fallback: 'the processors, at most 4',
-      }),
-    )
-    .addOption(
-      wholeOption(
-        '--ring-order <n>',
-        'pages per ring that the guest may use, as a power of two',
-        order,
-      ),
-    )
-    .addOption(
-      wholeOption(
-        '--indirect <n>',
-        'segments of an indirect request; 0: none are offered',
-        indirect,
-      ),
-    )
-    .option('--no-flush', 'do not offer cache flushes: each write is durable before its answer')
-    .option('--no-discard', 'do not offer discard')
-    .addOption(
-      choiceOption(
-        '--protocol-default <abi>',
-        'the ABI of guests that name none',
-        ['x86_64-abi', 'x86_32-abi', 'arm-abi'],
-        process.arch === 'arm64' ? 'arm-abi' : 'x86_32-abi',
-      ),
-    )
-    .addOption(
-      choiceOption(
-        '--on-flush-failure <what>',
-        'when a flush fails: answer no more, or close',
-        ['hold', 'close'],
-        'hold',
-      ),
-    )
-}
-
-function addDiskOptions(command: Command): void {
+function addServeOptions(command: Command): void {
   command
     .option('--read-only', 'guests may only read')
-    .addOption(
-      choiceOption(
-        '--direct <how>',
-        'past the page cache (O_DIRECT)',
-        ['auto', 'on', 'off'],
-        'auto',
-      ),
-    )
-    .addOption(
-      choiceOption(
-        '--io <how>',
-        'how files are read and written',
-        ['auto', 'uring', 'sync'],
-        'auto',
-      ),
-    )
-    .addOption(
-      choiceOption(
-        '--sector-size <bytes>',
-        'logical sector size, in bytes',
-        ['512', '4096'],
-        '512',
-      ),
-    )
-    .option('--write-through', 'each write is on stable storage before its answer')
     .option('--shared', 'several guests may use the file at once although one writes')
-}
-
-function addProcessOptions(command: Command): void {
-  command
-    .addOption(
-      wholeOption('--reactors <n>', 'threads that serve rings', {
-        min: 1,
-        max: 64,
-        fallback: 'half of the processors, at most 4',
-      }),
-    )
-    .addOption(
-      choiceOption(
-        '--placement <whose>',
-        'whose those threads are: each guest has its own, or all share them',
-        ['guest', 'shared'],
-        'guest on a Xen host, shared on the mock',
-      ),
-    )
     .option('--kind <name>', 'kind of backend in xenstore: vbd, vbd3, qdisk, ... (default: vbd)')
     .addOption(
       choiceOption(
@@ -188,12 +84,6 @@ function addProcessOptions(command: Command): void {
         'auto',
       ),
     )
-    .option(
-      '--control <socket>',
-      'where `stats`, `resize` and `tune` reach it, instead of the usual place',
-    )
-    .option('--log <file>', 'append a log, one line of JSON each, to this file')
-    .addOption(choiceOption('--log-level <level>', 'the least that is logged', LOG_LEVELS, 'info'))
 }
 
 async function serve(
@@ -242,42 +132,20 @@ async function serve(
 }
 
 function backendOptions(options: ServeOptions) {
-  const { xen, engine, reactors, placement, kind } = options
+  const { kind } = options
   return {
-    xen,
+    ...engineOptionsOf(options),
     tunables: tuningOf(options),
-    ...(engine === undefined ? {} : { engine }),
-    ...(reactors === undefined ? {} : { reactors }),
-    ...(placement === undefined ? {} : { placement }),
     ...(kind === undefined ? {} : { kinds: [kind] }),
   }
 }
 
 function serveOptions(options: ServeOptions) {
-  const {
-    transfer,
-    queues,
-    ringOrder,
-    indirect,
-    readOnly,
-    flush,
-    discard,
-    protocolDefault,
-    toolstack,
-  } = options
-  const { onFlushFailure } = options
+  const { readOnly, toolstack } = options
   return {
-    ...(transfer === undefined ? {} : { transfer }),
-    ...(queues === undefined ? {} : { queues }),
-    ...(ringOrder === undefined ? {} : { ringOrder }),
-    ...(indirect === undefined ? {} : { indirectSegments: indirect }),
+    ...vbdOptionsOf(options),
     ...(readOnly === undefined ? {} : { readOnly }),
-    // Commander gives true for a --no- option that was not named: then the library decides.
-    ...(flush === false ? { flush } : {}),
-    ...(discard === false ? { discard } : {}),
-    ...(protocolDefault === undefined ? {} : { defaultProtocol: protocolDefault }),
     ...(toolstack === undefined ? {} : { toolstack }),
-    ...(onFlushFailure === undefined ? {} : { onFlushFailure }),
   }
 }
 

@@ -1,0 +1,76 @@
+/**
+ * Offers: the devices that nobody serves. Each is offered once to whoever listens, also those that were there before
+ * anybody did; those that were refused are kept in order until their directories are gone.
+ *
+ * Owned by the Backend; owns the refusals.
+ */
+import type { Disk } from '../disk/disk.js'
+import type { Bus } from '../xenbus/bus.js'
+import type { Device } from '../xenbus/device.js'
+import { type AcceptOptions, DeviceOffer } from './offer.js'
+import { Refusal } from './refusal.js'
+import type { Vbd } from './vbd.js'
+
+export interface OffersOptions {
+  readonly bus: () => Bus
+  /** Whether anybody wants to hear of devices. */
+  readonly wanted: () => boolean
+  readonly emit: (offer: DeviceOffer) => void
+  readonly serve: (device: Device, disk: Disk, options: AcceptOptions) => Promise<Vbd>
+  /** Something that nobody waits for. */
+  readonly background: (promise: Promise<unknown>) => void
+}
+
+/** The devices without a vbd. */
+export class Offers {
+  readonly #o: OffersOptions
+  readonly #offered = new WeakSet<Device>()
+  readonly #refusals = new Map<Device, Refusal>()
+
+  constructor(options: OffersOptions) {
+    this.#o = options
+  }
+
+  /** A device that nobody serves. */
+  found(device: Device): void {
+    if (!this.#o.wanted() || this.#offered.has(device)) return
+    this.#offered.add(device)
+    this.#o.background(this.#offer(device))
+  }
+
+  /** Look again at a device that may have been refused. */
+  poke(device: Device): void {
+    this.#refusals.get(device)?.poke()
+  }
+
+  /** The directory is gone. */
+  missing(device: Device): void {
+    const refusal = this.#refusals.get(device)
+    if (refusal !== undefined) refusal.poke()
+    else this.#o.bus().forget(device)
+  }
+
+  async close(): Promise<void> {
+    await Promise.all([...this.#refusals.values()].map((refusal) => refusal.close()))
+    this.#refusals.clear()
+  }
+
+  async #offer(device: Device): Promise<void> {
+    const offer = await DeviceOffer.read(device, {
+      accept: (of, disk, options) => this.#o.serve(of, disk, options),
+      refuse: (of, reason) => this.#refuse(of, reason),
+      ignore: (of) => this.#o.bus().leave(of),
+    })
+    this.#o.emit(offer)
+  }
+
+  #refuse(device: Device, reason: string): Promise<void> {
+    const onGone = () => {
+      this.#refusals.delete(device)
+      this.#o.bus().forget(device)
+    }
+    const refusal = new Refusal({ device, reason, onGone })
+    this.#refusals.set(device, refusal)
+    return refusal.start()
+  }
+}
