@@ -21,7 +21,7 @@ import { Attachment, closeAttached, type ToolstackChoice } from './vbd/attachmen
 import { DiskPool } from './vbd/disk_pool.js'
 import type { DeviceOffer } from './vbd/offer.js'
 import { Offers } from './vbd/offers.js'
-import { checkWhole, resolveVbdOptions, type VbdOptions } from './vbd/options.js'
+import { checkKinds, checkWhole, resolveVbdOptions, type VbdOptions } from './vbd/options.js'
 import { checkTunables } from './vbd/tunables.js'
 import { CLOSE_TIMEOUT_MS, Vbd, type VbdEvents, type VbdTunables } from './vbd/vbd.js'
 import { Bus } from './xenbus/bus.js'
@@ -440,14 +440,6 @@ function defaultReactors(): number {
 
 function engineTunables({ logStats: _logStats, ...tunables }: VbdTunables): Tunables {
   return tunables
-}
-
-function checkKinds(kinds: readonly string[]): void {
-  const valid = kinds.length > 0 && kinds.every((kind) => /^[a-z0-9_]{1,32}$/.test(kind))
-  if (valid && new Set(kinds).size === kinds.length) return
-  throw new VbdError('ERR_VBD_ARGUMENT', `'${kinds.join(',')}' are no kinds of backends`, {
-    remedy: "give kinds like ['vbd'] or ['vbd3', 'vbd']",
-  })
 }
 
 function key({ domid, devid }: VbdId): string {

@@ -17,6 +17,7 @@ import { addServe } from './commands/serve.js'
 import { addStats } from './commands/stats.js'
 import { addTrace } from './commands/trace.js'
 import { addTune } from './commands/tune.js'
+import { addXlScript } from './commands/xl_script.js'
 import { type Context, EXIT_CODES, fromCommander } from './program.js'
 import { Terminal } from './terminal.js'
 
@@ -92,6 +93,7 @@ function buildProgram(context: Context): Command {
     addTrace,
     addReplay,
     addDemo,
+    addXlScript,
   ]) {
     add(program, context)
   }

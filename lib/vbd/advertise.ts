@@ -109,6 +109,9 @@ export function advertise(disk: DiskInfo, offer: Offer): Advertisement {
   write.set('sector-size', String(disk.sectorSize))
   write.set('physical-sector-size', String(disk.physicalSectorSize))
   write.set('info', String(infoBits(offer)))
+  // For the toolstack: what its hotplug script waits for.
+  write.set('hotplug-status', 'connected')
+  remove.push('hotplug-error')
   return { write, remove }
 }
 

@@ -90,6 +90,15 @@ export function checkWhole(name: string, value: number, least: number, most: num
   })
 }
 
+/** @throws ERR_VBD_ARGUMENT unless these are different names of backend directories, one at least */
+export function checkKinds(kinds: readonly string[]): void {
+  const valid = kinds.length > 0 && kinds.every((kind) => /^[a-z0-9_]{1,32}$/.test(kind))
+  if (valid && new Set(kinds).size === kinds.length) return
+  throw new VbdError('ERR_VBD_ARGUMENT', `'${kinds.join(',')}' are no kinds of backends`, {
+    remedy: "give kinds like ['vbd'] or ['vbd3', 'vbd']",
+  })
+}
+
 function checkOneOf(name: string, value: string, choices: readonly string[]): void {
   if (choices.includes(value)) return
   throw new VbdError('ERR_VBD_ARGUMENT', `${name} cannot be '${value}'`, {

@@ -22,6 +22,7 @@ describe('advertise', () => {
       'discard-secure': '0',
       'feature-persistent': '1',
       'feature-max-indirect-segments': '256',
+      'hotplug-status': 'connected',
       'max-ring-page-order': '4',
       'max-ring-pages': '16',
       'multi-queue-max-queues': '4',
@@ -30,7 +31,7 @@ describe('advertise', () => {
       'physical-sector-size': '4096',
       info: '0',
     })
-    expect(remove).toEqual([])
+    expect(remove).toEqual(['hotplug-error'])
   })
 
   it('sectors are of 512 bytes whatever the sector size is', () => {
@@ -75,7 +76,12 @@ describe('advertise', () => {
       const { write, remove, offer } = keys(options, toolstack)
       expect(offer.features.discard).toBe(false)
       expect(write.get('feature-discard')).toBe('0')
-      expect(remove).toEqual(['discard-granularity', 'discard-alignment', 'discard-secure'])
+      expect(remove).toEqual([
+        'discard-granularity',
+        'discard-alignment',
+        'discard-secure',
+        'hotplug-error',
+      ])
     }
   })
 
