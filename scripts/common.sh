@@ -46,3 +46,13 @@ need_node() {
     die "Node.js $version is too old" 'install Node.js 20.19 or newer: https://nodejs.org'
   fi
 }
+
+# build_native_tests TREE SANITIZERS: TREE/native_tests. Phases of the tests may want it at the same time.
+build_native_tests() {
+  mkdir -p "$1"
+  (
+    flock 8
+    cmake -S . -B "$1" -G Ninja -DVBD_SANITIZE="$2" >"$1/cmake.log" 2>&1 || { cat "$1/cmake.log"; exit 1; }
+    ninja -C "$1" native_tests
+  ) 8>"$1/lock"
+}

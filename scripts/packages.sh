@@ -17,6 +17,15 @@ TEST_PACKAGES=(
   'libnbd-bin|nbdcopy and nbdinfo drive a guest disk|command -v nbdcopy && command -v nbdinfo'
   'fio|drives and verifies a guest disk|command -v fio'
 )
+# for test/xen, which boots a real Xen
+XEN_PACKAGES=(
+  'qemu-system-x86|emulates a machine for Xen|command -v qemu-system-x86_64'
+  'cpio|packs ramdisks|command -v cpio'
+  'xz-utils|unpacks the kernel|command -v xz'
+  'e2fsprogs|makes file systems|command -v mke2fs'
+  'make|builds fio|command -v make'
+  'g++|builds fio|command -v gcc'
+)
 
 has_header() {
   local directory

@@ -154,10 +154,14 @@ export class Toolstack {
     }
   }
 
+  /** Upward to `backend`, as libxl does, as long as nothing else is in them. */
   async #removeEmpty(path: string): Promise<void> {
     await this.#store.transaction(async (tx) => {
-      const children = await tx.tryList(path)
-      if (children.length === 0) await tx.remove(path)
+      for (let folder = path; folder.includes('/backend'); folder = parent(folder)) {
+        const children = await tx.tryList(folder)
+        if (children.length > 0) return
+        await tx.remove(folder)
+      }
     })
   }
 }

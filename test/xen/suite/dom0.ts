@@ -1,0 +1,60 @@
+/**
+ * dom0 alone: the semantics of grants and event channels that the mock is held to as well, with both ends here; and the
+ * command line on a host without guests.
+ */
+import assert from 'node:assert/strict'
+import { before, describe, it } from 'node:test'
+import { run, sh } from './support/command.js'
+import { Server } from './support/server.js'
+import { assertNoTraces, lookForTraces, type Traces } from './support/traces.js'
+
+const semantics = parseJUnit(
+  // It exits with 1 when a case fails: which, stands in the report.
+  await sh(`/opt/rig/native_tests --test-case='xen semantics\\, real*' --reporters=junit || true`),
+)
+
+describe('the semantics of Xen, both ends in dom0', () => {
+  it('are all here', () => assert.ok(semantics.length >= 20, `only ${semantics.length} cases ran`))
+  for (const { name, failure } of semantics) {
+    it(name.replace('xen semantics, real: ', ''), () => assert.equal(failure, undefined))
+  }
+})
+
+describe('dom0 without guests', () => {
+  let traces: Traces
+  before(async () => {
+    traces = await lookForTraces()
+  })
+
+  it('has the command in the path', async () => {
+    const version = await run('vbdkit', '--version')
+    assert.match(version, /^\d+\.\d+\.\d+\n$/)
+  })
+
+  it('takes a disk for a guest that is not there yet, and lets go of it', async () => {
+    await sh('truncate -s 64M /srv/early.img')
+    const server = await Server.start('99:xvda', 'file', '/srv/early.img')
+    const list = JSON.parse(await run('vbdkit', 'list', '--json'))
+    assert.deepEqual(
+      list.map(({ vbd, sizeBytes }: { vbd: string; sizeBytes: number }) => [vbd, sizeBytes]),
+      [['99:xvda', 64 << 20]],
+    )
+    assert.equal(await server.stop(), 0)
+  })
+
+  it('has no trace of it', () => assertNoTraces(traces))
+})
+
+interface Case {
+  readonly name: string
+  readonly failure: string | undefined
+}
+
+function parseJUnit(xml: string): Case[] {
+  return [
+    ...xml.matchAll(/<testcase [^>]*name="([^"]*)"[^>]*?(?:\/>|>([\s\S]*?)<\/testcase>)/g),
+  ].map(([, name = '', body]) => ({
+    name: name.replaceAll('&apos;', "'").replaceAll('&quot;', '"'),
+    failure: body?.trim() || undefined,
+  }))
+}
