@@ -3,6 +3,7 @@
  */
 export { Backend, type BackendEvents, type BackendOptions, type ServeOptions } from './backend.js'
 export { type SliceOptions, slice, sliced } from './disk/compose.js'
+export { defineDisk } from './disk/define.js'
 export type { Disk, DiskFilter, DiskUse } from './disk/disk.js'
 export {
   type FileOptions,
@@ -12,6 +13,17 @@ export {
   type SizedOptions,
   zero,
 } from './disk/drivers.js'
+export {
+  type DiskDefinition,
+  DiskError,
+  type DiskErrorCode,
+  type DiskModule,
+  type Duration,
+  type Extent,
+  type OpenContext,
+  type RequestIo,
+  type Size,
+} from './disk/script.js'
 export type { DiskSpec } from './disk/spec.js'
 export {
   type Connection,

@@ -38,6 +38,8 @@
       "native/block/pattern_device.cc",
       "native/stages/open_disk.cc",
       "native/stages/slice.cc",
+      "native/block/script_channel.cc",
+      "native/block/script_device.cc",
       "native/memory/in_flight.cc",
       "native/memory/page_pool.cc",
       "native/memory/persistent_grants.cc",
@@ -55,6 +57,7 @@
       "native/node/convert.cc",
       "native/node/counters_object.cc",
       "native/node/disk_spec.cc",
+      "native/node/disk_object.cc",
       "native/node/dispatcher.cc",
       "native/node/engine_object.cc",
       "native/node/host_object.cc",
@@ -66,6 +69,7 @@
       "native/node/notify_object.cc",
       "native/node/trace_object.cc",
       "native/node/options.cc",
+      "native/node/script_object.cc",
       "native/node/xenbus_device.cc",
       "native/node/xenbus_object.cc"
     ]

@@ -2,6 +2,7 @@
  * DiskSpec: what an engine opens, as plain data that travels to C++ and over a socket. A tree told apart by `driver`:
  * a driver is a leaf, a filter has the disk below it as `base`, a concatenation has `parts`. No secrets in it.
  */
+import type { DiskDefinition } from './script.js'
 
 /** A raw image file or a block device. */
 export interface FileSpec {
@@ -32,8 +33,24 @@ export interface SliceSpec {
   readonly lengthBytes?: number
 }
 
+/** Where a script disk's functions are. */
+export type ScriptSource =
+  /** In this thread. */
+  | { readonly definition: DiskDefinition<unknown> }
+  /** In a module, a file: URL, to be loaded by a thread of its own. */
+  | { readonly module: string; readonly options: unknown }
+
+/** A disk that a script serves: the one spec that is more than data. */
+export interface ScriptSpec {
+  readonly driver: 'script'
+  readonly name: string
+  readonly source: ScriptSource
+  /** Open without the right to write. */
+  readonly readOnly: boolean
+}
+
 /** Every disk that an engine may be asked to open. */
-export type DiskSpec = FileSpec | SizedSpec | SliceSpec
+export type DiskSpec = FileSpec | SizedSpec | SliceSpec | ScriptSpec
 
 /** The disks directly below, from none (a driver) to several (a concatenation). */
 export function partsOf(spec: DiskSpec): readonly DiskSpec[] {

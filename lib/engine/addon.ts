@@ -33,6 +33,48 @@ export interface NativeDisk {
   close(): void
 }
 
+/** The script's end of a script disk's channel; see native/block/script_channel.h. For the thread that attached it. */
+export interface NativeScriptEnd {
+  /** Requests that the script may have at a time. */
+  readonly slots: number
+  readonly slotBytes: number
+  readonly submissionEntries: number
+  readonly answerEntries: number
+  /** Both rings and the descriptors. */
+  readonly control: ArrayBuffer
+  /** The slots' memory, one after the other. */
+  readonly pool: ArrayBuffer
+  /** Takes the answers that are on the ring. */
+  kick(): void
+  /** `1:xvda` of a descriptor's number. */
+  clientName(client: number): string
+  /** Fails what the script has, and all that comes. Idempotent. */
+  detach(): void
+}
+
+/** What a script disk is, for the engine. */
+export interface ScriptGeometry {
+  readonly sizeBytes: number
+  readonly sectorSize: number
+  readonly physicalSectorSize: number
+  readonly readOnly: boolean
+  readonly canFlush: boolean
+  readonly canDiscard: boolean
+  readonly discardGranularity: number
+  readonly concurrency: number
+  readonly deadlineMs: number
+  readonly description: string
+}
+
+/** A request that a script did not answer in time. */
+export interface OverdueRequest {
+  readonly operation: 'read' | 'write' | 'flush' | 'discard'
+  readonly offset: number
+  readonly length: number
+  /** `1:xvda` */
+  readonly vbd: string
+}
+
 export interface NativeVbd {
   connect(connection: Connection): Promise<{ transfer: Transfer }>
   disconnect(): Promise<void>
@@ -46,6 +88,11 @@ export interface NativeVbd {
 
 export interface NativeEngine {
   openDisk(spec: DiskSpec): NativeDisk
+  /** A disk whose requests go to whoever attaches to its `channel`. */
+  openScript(
+    geometry: ScriptGeometry,
+    onOverdue: (request: OverdueRequest) => void,
+  ): NativeDisk & { readonly channel: number }
   createVbd(
     name: string,
     disk: NativeDisk,
@@ -239,6 +286,8 @@ export interface Addon {
   ): NativeXenbusDevice
   /** Sends `text` to the service manager's socket, abstract where the path begins with `@`. Never blocks. */
   sdNotify(socketPath: string, text: string): void
+  /** Makes this thread the script of a channel, for good. `onBell` is called when there is something to take. */
+  attachScript(channel: number, onBell: () => void): NativeScriptEnd
   createEngine(options: {
     xen: NativeXen
     /** 1..64; with the placement `guest`, at most so many for each guest. */

@@ -3,6 +3,7 @@
  * js/ (TypeScript on thin native primitives). Control calls only; nothing here is on the data path.
  */
 import type { DiskSpec } from '../disk/spec.js'
+import type { VbdError } from '../errors.js'
 
 export type { DiskSpec }
 
@@ -93,6 +94,11 @@ export interface EngineDisk {
   /** Makes the disk `sizeBytes` long; resolves to its new info. */
   resize(sizeBytes: number): Promise<DiskInfo>
   close(): Promise<void>
+  /**
+   * Has `listener` told of what fails in a script disk's functions, with the vbd whose request it was (`1:xvda`), or ''
+   * where it concerns all of them. Absent where there are no such functions.
+   */
+  onError?(listener: (error: VbdError, vbd: string) => void): void
 }
 
 /** Log-linear histogram: 16 buckets per power of two; see native/base/histogram.h. */

@@ -28,6 +28,7 @@ import type {
   VbdCounters,
   XenConnection,
 } from './engine.js'
+import { ScriptEngineDisk } from './script/script_disk.js'
 
 let loaded: Addon | undefined
 
@@ -165,6 +166,13 @@ class NativeEngineAdapter implements Engine {
   }
 
   async openDisk(spec: DiskSpec): Promise<EngineDisk> {
+    if (spec.driver === 'script') {
+      const disk = await guardAsync({}, () =>
+        ScriptEngineDisk.open(spec, this.#native, loadAddon()),
+      )
+      nativeDisks.set(disk, disk.native)
+      return disk
+    }
     const path = pathOf(spec)
     const context = path === undefined ? {} : { path }
     const disk = new NativeDiskAdapter(

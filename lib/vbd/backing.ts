@@ -39,6 +39,8 @@ export interface BackingOptions {
   readonly onEvent: (event: EngineEvent) => void
   /** The disk has another size. */
   readonly onResize: (info: DiskInfo) => void
+  /** A function of the disk's failed. */
+  readonly onDiskError: (error: VbdError) => void
 }
 
 /** The disk and the engine's vbd behind one Lifecycle. */
@@ -85,9 +87,10 @@ export class Backing {
   async open(readOnly: boolean): Promise<DiskInfo> {
     this.#readOnly = readOnly
     const disk = readOnly ? this.#readOnlyDisk : this.#disk
-    if (this.#lease !== undefined && this.#lease.disk === disk) return this.#lease.info
-    const { disks, name, onResize } = this.#o
-    const lease = await disks.lease(disk, name, () => onResize(lease.info))
+    const lent = this.#lease
+    // A disk that nobody can write is as good as one that is opened without the right to.
+    if (lent?.disk === disk || (readOnly && lent?.info.readOnly)) return lent.info
+    const lease = await this.#takeLease(disk)
     await this.#dropVbd()
     await this.#lease?.release()
     this.#lease = lease
@@ -212,10 +215,10 @@ export class Backing {
    *   served; then the disk is the one before
    */
   async swap(disk: Disk, options: SwapOptions): Promise<DiskInfo> {
-    const { disks, name, onResize } = this.#o
+    const { name, onResize } = this.#o
     const readOnlyDisk = disk.asReadOnly()
     const wanted = this.#readOnly ? readOnlyDisk : disk
-    const lease = await disks.lease(wanted, name, () => onResize(lease.info))
+    const lease = await this.#takeLease(wanted)
     let old: DiskLease | undefined
     try {
       checkSwap(name, this.#lease!.info, lease.info, this.#offer?.features, options)
@@ -235,6 +238,12 @@ export class Backing {
   close(): Promise<void> {
     this.#closed ??= this.#close()
     return this.#closed
+  }
+
+  async #takeLease(disk: Disk): Promise<DiskLease> {
+    const { disks, name, onResize, onDiskError } = this.#o
+    const lease = await disks.lease(disk, name, () => onResize(lease.info), onDiskError)
+    return lease
   }
 
   /** Puts the engine's vbd on another open disk while nothing is under way; gives back the lease before. */

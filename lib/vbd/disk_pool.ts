@@ -10,7 +10,7 @@ import { VbdError } from '../errors.js'
 interface Entry {
   readonly uses: readonly DiskUse[]
   readonly opened: Promise<EngineDisk>
-  readonly leases: Set<DiskLease>
+  readonly leases: Set<Lease>
 }
 
 /** One vbd's hold on an open disk. */
@@ -41,19 +41,28 @@ export class DiskPool {
    * Opens the disk, or shares the one that is open for the same description.
    *
    * @param onResize told of every change of size, whoever caused it
+   * @param onError told of what fails in the disk's own functions, for this vbd's requests or for all
    * @throws ERR_VBD_BUSY when another vbd uses the image and one of the two may write; ERR_VBD_BACKING when it cannot
    *   be opened
    */
-  async lease(disk: Disk, vbd: string, onResize: () => void): Promise<DiskLease> {
+  async lease(
+    disk: Disk,
+    vbd: string,
+    onResize: () => void,
+    onError: (error: VbdError) => void = () => {},
+  ): Promise<DiskLease> {
     disk.validate()
     this.#refuseConflict(disk, vbd)
     const name = this.#name(disk)
     let entry = this.#entries.get(name)
     if (entry === undefined) {
-      entry = { uses: disk.uses(), opened: this.#engine.openDisk(disk.spec), leases: new Set() }
+      const leases = new Set<Lease>()
+      entry = { uses: disk.uses(), opened: this.#open(disk, leases), leases }
       this.#entries.set(name, entry)
     }
-    const lease = new Lease(vbd, disk, entry, onResize, () => this.#entries.delete(name))
+    const lease = new Lease(vbd, disk, entry, { onResize, onError }, () =>
+      this.#entries.delete(name),
+    )
     entry.leases.add(lease)
     try {
       await lease.open()
@@ -63,6 +72,14 @@ export class DiskPool {
       if (entry.leases.size === 0) this.#entries.delete(name)
       throw thrown
     }
+  }
+
+  async #open(disk: Disk, leases: ReadonlySet<Lease>): Promise<EngineDisk> {
+    const opened = await this.#engine.openDisk(disk.spec)
+    opened.onError?.((error, vbd) => {
+      for (const lease of leases) if (vbd === '' || vbd === lease.vbd) lease.told.onError(error)
+    })
+    return opened
   }
 
   /** Files by what they are and how they are opened; everything else by the description itself. */
@@ -100,20 +117,25 @@ export class DiskPool {
   }
 }
 
+interface Told {
+  onResize(): void
+  onError(error: VbdError): void
+}
+
 class Lease implements DiskLease {
   readonly vbd: string
   readonly disk: Disk
   readonly #entry: Entry
-  readonly #onResize: () => void
+  readonly told: Told
   readonly #onLast: () => void
   #engineDisk: EngineDisk | undefined
   #released: Promise<void> | undefined
 
-  constructor(vbd: string, disk: Disk, entry: Entry, onResize: () => void, onLast: () => void) {
+  constructor(vbd: string, disk: Disk, entry: Entry, told: Told, onLast: () => void) {
     this.vbd = vbd
     this.disk = disk
     this.#entry = entry
-    this.#onResize = onResize
+    this.told = told
     this.#onLast = onLast
   }
 
@@ -131,7 +153,7 @@ class Lease implements DiskLease {
 
   async resize(sizeBytes: number): Promise<DiskInfo> {
     const info = await this.engineDisk.resize(sizeBytes)
-    for (const lease of this.#entry.leases) (lease as Lease).#onResize()
+    for (const lease of this.#entry.leases) lease.told.onResize()
     return info
   }
 

@@ -27,7 +27,8 @@ import { negotiate, ringKeys, SHAPE_KEYS, type Terms } from './negotiate.js'
 import { type ConnectionInfo, type LifecycleEvents, Reporter } from './reporter.js'
 import { announceSize } from './resize.js'
 
-export interface LifecycleOptions extends Omit<BackingOptions, 'onEvent' | 'onResize'> {
+export interface LifecycleOptions
+  extends Omit<BackingOptions, 'onEvent' | 'onResize' | 'onDiskError'> {
   readonly events: LifecycleEvents
 }
 
@@ -74,6 +75,7 @@ export class Lifecycle {
       ...options,
       onEvent: (event) => this.#engineEvent(event),
       onResize: (info) => this.#resized(info),
+      onDiskError: (error) => this.#reporter.error(error),
     })
   }
 
@@ -123,7 +125,6 @@ export class Lifecycle {
     this.poke()
   }
 
-  /** Look again. */
   poke(): void {
     this.#runner.poke()
   }
@@ -443,8 +444,7 @@ export class Lifecycle {
     if (this.#closed) return
     if (!isConnectionLoss(thrown)) this.#reporter.warn(toVbdError(thrown).message)
     clearTimeout(this.#retry)
-    this.#retry = setTimeout(() => this.poke(), this.#retryMs)
-    this.#retry.unref()
+    this.#retry = setTimeout(() => this.poke(), this.#retryMs).unref()
     this.#retryMs = Math.min(this.#retryMs * 2, RETRY_MOST_MS)
   }
 }

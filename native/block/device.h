@@ -19,6 +19,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "base/result.h"
 
@@ -49,6 +50,7 @@ struct Io {
 class IoList {
   public:
     bool empty() const { return head_ == nullptr; }
+    Io* front() const { return head_; }
     void push(Io* io) {
         io->next = nullptr;
         (head_ ? tail_->next : head_) = io;
@@ -63,6 +65,13 @@ class IoList {
         Io* io = head_;
         head_ = tail_ = nullptr;
         return io;
+    }
+    /// Puts all of another list behind this one's.
+    void splice(IoList& other) {
+        if (other.empty()) return;
+        (head_ ? tail_->next : head_) = other.head_;
+        tail_ = other.tail_;
+        other.head_ = other.tail_ = nullptr;
     }
 
   private:
@@ -124,6 +133,18 @@ class DeviceQueue {
 
     /// The next step of an Io that this queue gave to IoContext::yield().
     virtual void resume(Io* io) { complete(io, EIO); }
+
+    /// The same of a list that another thread gave to IoContext::resume_from_thread().
+    virtual void resume_list(Io* list) {
+        while (list) {
+            Io* next = list->next;
+            resume(list);
+            list = next;
+        }
+    }
+
+    /// Whose requests come through this queue, `1:xvda`; told once, before the first.
+    virtual void identify(std::string_view) {}
 
   protected:
     IoList done_;

@@ -92,6 +92,17 @@ void IoContext::complete_from_thread(Io* io) {
     // thread with it is done.
     std::lock_guard lock(mutex_);
     remote_.push(io);
+    tell_remote();
+}
+
+void IoContext::resume_from_thread(IoList& ios) {
+    if (ios.empty()) return;
+    std::lock_guard lock(mutex_);
+    remote_resumed_.splice(ios);
+    tell_remote();
+}
+
+void IoContext::tell_remote() {
     if (!remote_ready_.exchange(true, std::memory_order_acq_rel) && armed_) {
         eventfd_write(wake_fd_.get(), 1);
     }
@@ -104,16 +115,35 @@ void IoContext::yield(Io* io) {
 
 void IoContext::take_remote() {
     Io* io = nullptr;
+    Io* resumed = nullptr;
     {
         std::lock_guard lock(mutex_);
         remote_ready_.store(false, std::memory_order_release);
         io = remote_.take_all();
+        resumed = remote_resumed_.take_all();
     }
     while (io) {
         Io* next = io->next;
         note_finished();
         io->queue->complete(io, io->error);
         io = next;
+    }
+    resume_remote(resumed);
+}
+
+// Each run of one queue's at a time.
+void IoContext::resume_remote(Io* list) {
+    while (list) {
+        Io* last = list;
+        note_finished();
+        while (last->next && last->next->queue == list->queue) {
+            last = last->next;
+            note_finished();
+        }
+        Io* rest = last->next;
+        last->next = nullptr;
+        list->queue->resume_list(list);
+        list = rest;
     }
 }
 

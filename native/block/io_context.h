@@ -68,6 +68,11 @@ class IoContext {
     /// where poll() counts it as finished and completes it.
     void complete_from_thread(Io* io);
 
+    /// From any thread: hands Ios on which their queues have more to do (DeviceQueue::resume_list)
+    /// back to this reactor. poll() counts them as finished first; a queue that goes on with one
+    /// counts it as started again. Empties the list.
+    void resume_from_thread(IoList& ios);
+
     /// Puts an Io off until the next poll(), which calls DeviceQueue::resume() for it: how work
     /// that would hold up the reactor is cut into steps. Counts as in flight meanwhile.
     void yield(Io* io);
@@ -81,6 +86,8 @@ class IoContext {
     IoContext() = default;
     void disarm();
     void take_remote();
+    void tell_remote();
+    void resume_remote(Io* list);
     void resume_yielded();
 
     uint32_t in_flight_ = 0;
@@ -91,10 +98,11 @@ class IoContext {
     std::string uring_reason_;  // why uring_ is null
     iovec arena_{};
     IoList yielded_;
-    std::mutex mutex_;  // guards remote_, and armed_ against other threads
+    std::mutex mutex_;  // guards the two below, and armed_ against other threads
     IoList remote_;
+    IoList remote_resumed_;
     bool armed_ = false;                     // somebody may sleep: completions write to wake_fd_
-    std::atomic<bool> remote_ready_{false};  // remote_ is not empty
+    std::atomic<bool> remote_ready_{false};  // they are not both empty
 };
 
 }  // namespace vbd::block

@@ -80,6 +80,7 @@ Result<std::unique_ptr<Queue>> Queue::open(const Options& options,
     auto device = queue->shared_->device->open_queue(*services.io);
     if (!device) return device.error();
     queue->device_ = std::move(device).value();
+    queue->device_->identify(queue->shared_->name);
 
     // Last: from here on the guest can send us events.
     auto channel = xen.bind_interdomain(options.domain, options.remote_port);

@@ -7,23 +7,18 @@
 #include "engine/vbd.h"
 #include "node/convert.h"
 #include "node/counters_object.h"
+#include "node/disk_object.h"
 #include "node/disk_spec.h"
 #include "node/dispatcher.h"
 #include "node/options.h"
+#include "node/script_object.h"
 #include "node/trace_object.h"
-#include "node/wrap.h"
 #include "node/xen_handle.h"
 #include "stages/open_disk.h"
 
 namespace vbd::node {
 
 namespace {
-
-constexpr napi_type_tag kDiskTag = {0x7662646b69740001, 0xd15c};
-
-struct DiskState {
-    std::shared_ptr<block::Device> device;  // null: closed
-};
 
 /// Shared by the JavaScript objects of one engine; the clean-up hook and close() stop it, whichever
 /// comes first.
@@ -62,32 +57,15 @@ struct Callback {
     Napi::FunctionReference function;
 };
 
-void set_number(Napi::Object object, const char* name, double value) {
-    object.Set(name, Napi::Number::New(object.Env(), value));
-}
-
-Napi::Object disk_info(Napi::Env env, const block::Device& device) {
-    const block::Geometry& geometry = device.geometry();
-    Napi::Object info = Napi::Object::New(env);
-    set_number(info, "sizeBytes", static_cast<double>(device.size_bytes()));
-    set_number(info, "sectorSize", geometry.sector_size);
-    set_number(info, "physicalSectorSize", geometry.physical_sector_size);
-    info.Set("readOnly", geometry.read_only);
-    info.Set("canFlush", geometry.can_flush);
-    info.Set("canDiscard", geometry.can_discard);
-    info.Set("canSecureDiscard", geometry.can_secure_discard);
-    set_number(info, "discardGranularity", geometry.discard_granularity);
-    set_number(info, "discardAlignment", geometry.discard_alignment);
-    info.Set("description", geometry.description);
-    return info;
-}
-
-Napi::Value throw_closed(Napi::Env env, const char* what) {
-    throw_error(env, Error{ErrorKind::kInvalidArgument, 0, std::string(what) + " is closed"});
-    return env.Undefined();
-}
-
 // ---- disks
+
+Napi::Object add_disk(const std::shared_ptr<EngineState>& engine, Napi::Env env,
+                      std::unique_ptr<block::Device> device) {
+    auto state = std::make_shared<DiskState>();
+    state->device = std::move(device);
+    engine->disks.push_back(state);
+    return disk_object(env, state);
+}
 
 Napi::Value open_disk(const std::shared_ptr<EngineState>& engine, const Napi::CallbackInfo& info) {
     Napi::Env env = info.Env();
@@ -101,30 +79,18 @@ Napi::Value open_disk(const std::shared_ptr<EngineState>& engine, const Napi::Ca
         throw_error(env, device.error());
         return env.Undefined();
     }
-    auto state = std::make_shared<DiskState>();
-    state->device = std::move(device).value();
-    engine->disks.push_back(state);
+    return add_disk(engine, env, std::move(device).value());
+}
 
-    Napi::Object object = Napi::Object::New(env);
-    wrap(object, kDiskTag, state);
-    object.Set("info",
-               Napi::Function::New(env, [state](const Napi::CallbackInfo& call) -> Napi::Value {
-                   if (!state->device) return throw_closed(call.Env(), "the disk");
-                   return disk_info(call.Env(), *state->device);
-               }));
-    object.Set("resize",
-               Napi::Function::New(env, [state](const Napi::CallbackInfo& call) -> Napi::Value {
-                   if (!state->device) return throw_closed(call.Env(), "the disk");
-                   Status status = state->device->resize(
-                       static_cast<uint64_t>(call[0].As<Napi::Number>().Int64Value()));
-                   if (!status) {
-                       throw_error(call.Env(), status.error());
-                       return call.Env().Undefined();
-                   }
-                   return disk_info(call.Env(), *state->device);
-               }));
-    object.Set("close", Napi::Function::New(
-                            env, [state](const Napi::CallbackInfo&) { state->device.reset(); }));
+Napi::Value open_script(const std::shared_ptr<EngineState>& engine,
+                        const Napi::CallbackInfo& info) {
+    auto device = script_device_of(info[0], info[1], engine->dispatcher);
+    if (!device) {
+        throw_error(info.Env(), device.error());
+        return info.Env().Undefined();
+    }
+    Napi::Object object = add_disk(engine, info.Env(), std::move(device.value().device));
+    set_number(object, "channel", device.value().channel);
     return object;
 }
 
@@ -221,7 +187,7 @@ Napi::Value disconnect_vbd(const std::shared_ptr<VbdState>& state, Napi::Env env
 /// What may be asked of a vbd besides its connection: another disk, and a trace.
 void set_live_methods(Napi::Env env, Napi::Object object, const std::shared_ptr<VbdState>& state) {
     object.Set("useDisk", Napi::Function::New(env, [state](const Napi::CallbackInfo& call) {
-                   auto disk = unwrap<DiskState>(call[0], kDiskTag);
+                   auto disk = disk_of(call[0]);
                    if (!state->vbd || !disk || !disk->device) {
                        throw_closed(call.Env(), "the disk or the vbd");
                        return;
@@ -242,7 +208,7 @@ void set_live_methods(Napi::Env env, Napi::Object object, const std::shared_ptr<
 Napi::Value create_vbd(const std::shared_ptr<EngineState>& engine, const Napi::CallbackInfo& info) {
     Napi::Env env = info.Env();
     if (engine->stopped()) return throw_closed(env, "the engine");
-    auto disk = unwrap<DiskState>(info[1], kDiskTag);
+    auto disk = disk_of(info[1]);
     if (!disk || !disk->device) return throw_closed(env, "the disk");
     auto state = std::make_shared<VbdState>();
     state->engine = engine;
@@ -372,6 +338,9 @@ Napi::Value create_engine(const Napi::CallbackInfo& info) {
     Napi::Object object = Napi::Object::New(env);
     object.Set("openDisk", Napi::Function::New(env, [state](const Napi::CallbackInfo& call) {
                    return open_disk(state, call);
+               }));
+    object.Set("openScript", Napi::Function::New(env, [state](const Napi::CallbackInfo& call) {
+                   return open_script(state, call);
                }));
     object.Set("createVbd", Napi::Function::New(env, [state](const Napi::CallbackInfo& call) {
                    return create_vbd(state, call);

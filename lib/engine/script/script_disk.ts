@@ -1,0 +1,101 @@
+/**
+ * ScriptEngineDisk: an open script disk, for the engine's contract: its host, and the native device that hands it the
+ * guests' requests. Owns both.
+ */
+
+import type { DiskShape } from '../../disk/open_definition.js'
+import type { ScriptSpec } from '../../disk/spec.js'
+import { VbdError } from '../../errors.js'
+import { formatNanoseconds } from '../../units.js'
+import type { Addon, NativeDisk, NativeEngine, OverdueRequest, ScriptGeometry } from '../addon.js'
+import type { DiskInfo, EngineDisk } from '../engine.js'
+import { type ErrorListener, openScriptHost, type ScriptHost } from './host.js'
+
+/** A script disk that is open on the native engine. */
+export class ScriptEngineDisk implements EngineDisk {
+  readonly native: NativeDisk
+  readonly #host: ScriptHost
+  readonly #listeners: Set<ErrorListener>
+  #info: DiskInfo
+  #closed: Promise<void> | undefined
+
+  /** @throws as `openScriptHost` */
+  static async open(
+    spec: ScriptSpec,
+    engine: NativeEngine,
+    addon: Addon,
+  ): Promise<ScriptEngineDisk> {
+    const listeners = new Set<ErrorListener>()
+    const tell: ErrorListener = (error, vbd) => {
+      for (const listener of listeners) listener(error, vbd)
+    }
+    const host = await openScriptHost(spec, addon, tell)
+    const { shape } = host
+    let native: ReturnType<NativeEngine['openScript']> | undefined
+    try {
+      native = engine.openScript(geometryOf(shape, spec), (request) =>
+        tell(overdue(shape, request), request.vbd),
+      )
+      await host.attach(native.channel)
+    } catch (thrown) {
+      native?.close()
+      await host.close().catch(() => {})
+      throw thrown
+    }
+    return new ScriptEngineDisk(native, host, listeners)
+  }
+
+  private constructor(native: NativeDisk, host: ScriptHost, listeners: Set<ErrorListener>) {
+    this.native = native
+    this.#host = host
+    this.#listeners = listeners
+    this.#info = native.info()
+  }
+
+  get info(): DiskInfo {
+    return this.#info
+  }
+
+  onError(listener: ErrorListener): void {
+    this.#listeners.add(listener)
+  }
+
+  async resize(sizeBytes: number): Promise<DiskInfo> {
+    await this.#host.resize(sizeBytes)
+    this.#info = this.native.resize(sizeBytes)
+    return this.#info
+  }
+
+  close(): Promise<void> {
+    this.#closed ??= this.#close()
+    return this.#closed
+  }
+
+  async #close(): Promise<void> {
+    this.native.close()
+    await this.#host.close()
+  }
+}
+
+function geometryOf(shape: DiskShape, spec: ScriptSpec): ScriptGeometry {
+  const readOnly = shape.readOnly || spec.readOnly
+  const thread = 'module' in spec.source ? ', own thread' : ''
+  return {
+    ...shape,
+    readOnly,
+    canFlush: shape.canFlush && !readOnly,
+    canDiscard: shape.canDiscard && !readOnly,
+    description: `script(${shape.name}${thread})`,
+  }
+}
+
+function overdue({ name, deadlineMs }: DiskShape, request: OverdueRequest): VbdError {
+  const { operation, offset, length, vbd } = request
+  const range = operation === 'flush' ? '' : ` of ${length} bytes at ${offset}`
+  const limit = formatNanoseconds(deadlineMs * 1e6)
+  const message = `the disk ${name} did not answer a ${operation}${range} within ${limit}`
+  return new VbdError('ERR_VBD_TIMEOUT', message, {
+    ...(vbd === '' ? {} : { vbd }),
+    remedy: 'look for what keeps it, or give the disk a longer deadline',
+  })
+}

@@ -1,0 +1,26 @@
+// NativeDisk of lib/engine/addon.ts: a block device as JavaScript holds it. JavaScript thread.
+#pragma once
+
+#include <napi.h>
+
+#include <memory>
+
+#include "block/device.h"
+
+namespace vbd::node {
+
+struct DiskState {
+    std::shared_ptr<block::Device> device;  // null: closed
+};
+
+Napi::Object disk_object(Napi::Env env, const std::shared_ptr<DiskState>& state);
+
+/// Null where `value` is no such object.
+std::shared_ptr<DiskState> disk_of(Napi::Value value);
+
+/// Leaves an error pending: `what` is closed.
+Napi::Value throw_closed(Napi::Env env, const char* what);
+
+void set_number(Napi::Object object, const char* name, double value);
+
+}  // namespace vbd::node
