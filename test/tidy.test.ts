@@ -265,6 +265,7 @@ const PACKAGES: Record<string, RegExp> = {
   'cli-progress': /^lib\/cli\//,
   pino: /^lib\/cli\//,
   zod: /^lib\/(cli|control)\/|^lib\/vbd\/trace_file\.ts/,
+  '@swc/wasm-typescript': /^lib\/disk\/typescript_hooks\.ts$/,
   'node-gyp-build': /^lib\/engine\/native\.ts$/,
 }
 

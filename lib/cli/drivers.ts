@@ -1,11 +1,16 @@
 /** DRIVER [ARG]: which disk a command line means. */
-import { statSync } from 'node:fs'
+import { existsSync, statSync } from 'node:fs'
+import { resolve } from 'node:path'
+import { defineDisk } from '../disk/define.js'
 import type { Disk } from '../disk/disk.js'
 import { type FileOptions, file, memory, nullDisk } from '../disk/drivers.js'
+import { isDiskFile, loadDisk } from '../disk/load.js'
 import { VbdError } from '../errors.js'
 
 /** For the help and for complaints. */
 export const DRIVERS = 'file PATH | memory SIZE | null SIZE'
+/** The same, and disks in files. */
+export const DISKS = `${DRIVERS} | FILE.ts [KEY=VALUE...]`
 
 export interface DriverOptions {
   readonly readOnly?: true
@@ -40,6 +45,44 @@ export function diskOf(driver: string, args: readonly string[], options: DriverO
         remedy: `use one of: ${DRIVERS}`,
       })
   }
+}
+
+/**
+ * The disk that a command line means, which may be a module.
+ *
+ * @throws as `diskOf`; ERR_VBD_BACKING for a module that cannot be used
+ */
+export async function loadDiskOf(
+  driver: string,
+  args: readonly string[],
+  options: DriverOptions & { readonly ownThread?: boolean },
+): Promise<Disk> {
+  if (!isDiskFile(driver)) return diskOf(driver, args, options)
+  const path = resolve(driver)
+  if (!existsSync(path)) {
+    throw new VbdError('ERR_VBD_BACKING', `${path} does not exist`, {
+      path,
+      remedy: 'check the path, or write a disk with `vbdkit init`',
+    })
+  }
+  const given = pairs(args)
+  if (options.ownThread === true) return defineDisk({ module: path, options: given })
+  const disk = await loadDisk(path, given)
+  disk.validate()
+  return disk
+}
+
+/** KEY=VALUE words as an object. */
+function pairs(args: readonly string[]): Record<string, string> {
+  return Object.fromEntries(
+    args.map((arg) => {
+      const [, key, value] = /^([A-Za-z_]\w*)=(.*)$/s.exec(arg) ?? []
+      if (key !== undefined && value !== undefined) return [key, value]
+      throw new VbdError('ERR_VBD_ARGUMENT', `'${arg}' is no option of a disk`, {
+        remedy: 'write KEY=VALUE for each option that its module takes',
+      })
+    }),
+  )
 }
 
 function fileOptions({ readOnly, direct, io, writeThrough, shared }: DriverOptions): FileOptions {

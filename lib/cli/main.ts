@@ -8,6 +8,7 @@ import { toVbdError } from '../errors.js'
 import { addDaemon } from './commands/daemon.js'
 import { addDemo } from './commands/demo.js'
 import { addGuest } from './commands/guest.js'
+import { addInit } from './commands/init.js'
 import { addList } from './commands/list.js'
 import { addMock } from './commands/mock.js'
 import { addPause, addResume } from './commands/pause.js'
@@ -97,6 +98,7 @@ function buildProgram(context: Context): Command {
   ]) {
     add(program, context)
   }
+  addInit(program, context, version())
   return program
 }
 

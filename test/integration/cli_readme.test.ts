@@ -1,5 +1,5 @@
 /** The README's programs, as they stand there: they compile, run, and do what is said. */
-import { spawn } from 'node:child_process'
+import { execFile, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import {
   closeSync,
@@ -13,6 +13,7 @@ import {
 } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { promisify } from 'node:util'
 import ts from 'typescript'
 import { afterEach, beforeEach, expect, it } from 'vitest'
 import { Scene } from './cli_process.js'
@@ -59,8 +60,8 @@ function start(name: string, source: string) {
 }
 
 it('serves, resizes, tunes and watches, while a guest writes and reads', async () => {
-  expect(programs).toHaveLength(2)
-  const [backendProgram = '', guestProgram = ''] = programs
+  expect(programs).toHaveLength(3)
+  const [backendProgram = '', , guestProgram = ''] = programs
   writeFileSync(scene.path('disk.img'), '')
   truncateSync(scene.path('disk.img'), 1024 * 1024)
   await scene.mock()
@@ -85,4 +86,17 @@ it('serves, resizes, tunes and watches, while a guest writes and reads', async (
   } finally {
     for (const { child } of [backend, guest]) child.kill('SIGKILL')
   }
+})
+
+it('has a disk of a few functions, which is served as it is', async () => {
+  const disk = programs[1]!
+  expect(disk).toContain('defineDisk')
+  writeFileSync(scene.path('clock.ts'), disk)
+  await scene.mock()
+  await scene.serve('1:xvdb', scene.path('clock.ts'))
+  const socket = scene.path('nbd.sock')
+  await (await scene.guest('1:xvdb', '--nbd', socket)).says(/exported as/)
+  const args = ['-r', '-f', 'raw', `nbd+unix:///?socket=${socket}`, '-c', 'read -v 0 32']
+  const { stdout } = await promisify(execFile)('qemu-io', args)
+  expect(stdout).toContain(`${new Date().getUTCFullYear()}.`)
 })

@@ -137,9 +137,9 @@ describe.skipIf(missing !== undefined)(`threads${missing ? ` (${missing})` : ''}
       await complain(defineDisk({ module, options: { greeting: 'refuse' } }))
       await backend.close()`)
     const expected = [
-      /ERR_VBD_BACKING the disk none.mjs cannot be loaded: Cannot find module/,
-      /ERR_VBD_BACKING the module of the disk empty.mjs exports no disk/,
-      /ERR_VBD_BACKING the disk wrong.mjs cannot be loaded: Unexpected/,
+      /ERR_VBD_BACKING none.mjs cannot be loaded: Cannot find module/,
+      /ERR_VBD_BACKING empty.mjs exports no disk/,
+      /ERR_VBD_BACKING wrong.mjs cannot be loaded: Unexpected/,
       /ERR_VBD_ARGUMENT the disk huge cannot have 1000 bytes/,
       /ERR_VBD_BACKING the thread of the disk exits.mjs has ended with code 4/,
       /ERR_VBD_BACKING the disk apart could not be opened: not today/,

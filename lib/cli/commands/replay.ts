@@ -9,7 +9,7 @@ import { MockGuest } from '../../testing/guest.js'
 import { type ReplayResult, replay } from '../../testing/replay.js'
 import { formatNanoseconds, formatSize } from '../../units.js'
 import { readTrace, type TraceReader } from '../../vbd/trace_file.js'
-import { DRIVERS, type DriverOptions, diskOf } from '../drivers.js'
+import { DISKS, type DriverOptions, loadDiskOf } from '../drivers.js'
 import { choiceOption } from '../options.js'
 import { action, addCommand, type Command, type Context } from '../program.js'
 import { startProgress } from '../progress.js'
@@ -34,7 +34,7 @@ export function addReplay(program: Command, context: Context): void {
       'Sends the requests of a trace (see `vbdkit trace`) to a disk, through rings and grants on a mock Xen in this ' +
       'process, and compares how long they took. A request that waited for another when it was traced waits for it ' +
       'again. Traces have no data: what the disk holds is overwritten with made-up bytes, the same for every replay. ' +
-      `Drivers: ${DRIVERS}.`,
+      `Drivers: ${DISKS}.`,
     examples: [
       ['vbdkit replay load.trace memory 10GiB', 'without a disk'],
       ['vbdkit replay load.trace file scratch.img --speed 1', 'with the pauses of the original'],
@@ -43,7 +43,7 @@ export function addReplay(program: Command, context: Context): void {
   })
   command
     .argument('<FILE>', 'the trace')
-    .argument('<DRIVER>', DRIVERS)
+    .argument('<DRIVER>', DISKS)
     .argument('[ARG...]', 'of the driver')
     .addOption(choiceOption('--engine <which>', 'what moves the data', ['native', 'js'], 'native'))
     .addOption(
@@ -59,7 +59,7 @@ export function addReplay(program: Command, context: Context): void {
     action(context, (path: string, driver: string, args: string[], options: ReplayOptions) =>
       stoppable(terminal, async (signal) => {
         const trace = await readTrace(path)
-        const disk = diskOf(driver, args, options)
+        const disk = await loadDiskOf(driver, args, options)
         const result = await run(terminal, trace, disk, options, signal)
         terminal.result(asJson(path, disk, result), show(path, disk, result))
         return result.errors === 0 ? 0 : 1

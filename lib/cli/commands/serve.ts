@@ -10,7 +10,7 @@ import { formatSize, parseVbdId } from '../../units.js'
 import type { ToolstackChoice } from '../../vbd/attachment.js'
 import type { Vbd } from '../../vbd/vbd.js'
 import { Announcer } from '../announcer.js'
-import { DRIVERS, type DriverOptions, diskOf } from '../drivers.js'
+import { DISKS, type DriverOptions, loadDiskOf } from '../drivers.js'
 import { openLog } from '../log.js'
 import { choiceOption, vbdArgument } from '../options.js'
 import { action, addCommand, type Command, type Context } from '../program.js'
@@ -31,6 +31,7 @@ import { addTuningOptions, type TuningOptions, tuningOf } from './tune.js'
 interface ServeOptions extends DriverOptions, TuningOptions, OfferWords, ProcessWords {
   readonly kind?: string
   readonly toolstack?: ToolstackChoice
+  readonly ownThread?: true
 }
 
 /** How long guests are given to let go of their disk: less than what `stoppable` gives us. */
@@ -43,7 +44,9 @@ export function addServe(program: Command, context: Context): void {
     description:
       'Serves a disk to a guest, in the foreground, until Ctrl-C or SIGTERM. The guest may ' +
       'come and go, and may not exist ' +
-      `yet. Drivers: ${DRIVERS}. A raw image is never probed for another format.`,
+      `yet. Drivers: ${DISKS}. A raw image is never probed for another format. FILE.ts (or ` +
+      '.js, .mjs) is a module whose default export is a disk: it runs as it is, without a ' +
+      'compiler and without a check of its types.',
     examples: [
       ['vbdkit serve 3:xvdb file /srv/vm3.raw', 'a raw image to domain 3, on a Xen host'],
       [
@@ -52,11 +55,16 @@ export function addServe(program: Command, context: Context): void {
       ],
       ['vbdkit serve 3:xvdb file /srv/cd.iso --read-only', 'guests may only read'],
       ['vbdkit serve --xen mock:/tmp/xen 1:xvda null 1TiB', 'nothing at all, for measurements'],
+      ['vbdkit serve 3:xvdb ./disk.ts', 'a disk in TypeScript; `vbdkit init` writes one'],
+      [
+        'vbdkit serve 3:xvdb ./disk.ts size=1GiB',
+        'the same; its default export is a function of { size }',
+      ],
     ],
   })
   command
     .argument('<DOM:VDEV>', 'the guest and its device', vbdArgument)
-    .argument('<DRIVER>', DRIVERS)
+    .argument('<DRIVER>', DISKS)
     .argument('[ARG...]', 'of the driver')
   addEngineOptions(command)
   addOfferOptions(command)
@@ -74,6 +82,7 @@ export function addServe(program: Command, context: Context): void {
 function addServeOptions(command: Command): void {
   command
     .option('--read-only', 'guests may only read')
+    .option('--own-thread', 'run the functions of FILE.ts on a thread of their own')
     .option('--shared', 'several guests may use the file at once although one writes')
     .option('--kind <name>', 'kind of backend in xenstore: vbd, vbd3, qdisk, ... (default: vbd)')
     .addOption(
@@ -94,7 +103,7 @@ async function serve(
   options: ServeOptions,
   signal: AbortSignal,
 ): Promise<number> {
-  const disk = diskOf(driver, args, options)
+  const disk = await loadDiskOf(driver, args, options)
   const log = await openLog(options.log, options.logLevel ?? 'info')
   const announcer = new Announcer(context.terminal, log)
   const end = new AbortController()

@@ -2,15 +2,18 @@
  * The thread of a script disk: loads its module, opens the disk, serves its channel, and ends when it is told to. An
  * exception that nobody catches ends it, as it would end a program; its requests fail then.
  */
+
+import { fileURLToPath } from 'node:url'
 import { parentPort, workerData } from 'node:worker_threads'
 import { definitionOf } from '../../disk/define.js'
+import { loadExport, nothing } from '../../disk/load.js'
 import type { DiskDefinition } from '../../disk/script.js'
-import { toVbdError, VbdError } from '../../errors.js'
+import { toVbdError } from '../../errors.js'
 import { loadAddon } from '../native.js'
 import { openHere, type ScriptHost } from './host.js'
 import { type FromWorker, type ToWorker, toWire, type WorkerData } from './wire.js'
 
-const { module, options, name } = workerData as WorkerData
+const { module, options } = workerData as WorkerData
 
 function say(message: FromWorker): void {
   parentPort!.postMessage(message)
@@ -18,21 +21,12 @@ function say(message: FromWorker): void {
 
 /** What the module's default export gives. */
 async function load(): Promise<DiskDefinition<unknown>> {
-  let exported: unknown
-  try {
-    const { default: value } = (await import(module)) as { default?: unknown }
-    exported = typeof value === 'function' ? await value(options) : value
-  } catch (thrown) {
-    const { message } = toVbdError(thrown)
-    throw new VbdError('ERR_VBD_BACKING', `the disk ${name} cannot be loaded: ${message}`)
-  }
+  const exported = await loadExport(module, options)
   const definition = definitionOf(exported) ?? exported
   if (typeof definition === 'object' && definition !== null && 'read' in definition) {
     return definition as DiskDefinition<unknown>
   }
-  throw new VbdError('ERR_VBD_BACKING', `the module of the disk ${name} exports no disk`, {
-    remedy: 'have it `export default defineDisk({ ... })`',
-  })
+  throw nothing(fileURLToPath(module))
 }
 
 async function perform(host: ScriptHost, call: ToWorker): Promise<void> {
