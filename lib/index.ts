@@ -9,6 +9,7 @@ export {
   type FileOptions,
   file,
   memory,
+  type NullOptions,
   nullDisk,
   type SizedOptions,
   zero,

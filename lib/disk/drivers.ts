@@ -56,14 +56,20 @@ export function memory(size: string | number | bigint, options: SizedOptions = {
   return new SizedDisk({ driver: 'memory', ...sized(size, options) })
 }
 
+export interface NullOptions extends SizedOptions {
+  /** Reads leave the guest's pages as they are: nothing but the ring is measured then. */
+  readonly noFill?: boolean
+}
+
 /**
  * A disk that reads as zeroes and forgets what is written: for measurements.
  *
  * @param size as `parseSize` takes it, a multiple of the sector size above 0
  * @throws ERR_VBD_ARGUMENT
  */
-export function nullDisk(size: string | number | bigint, options: SizedOptions = {}): Disk {
-  return new SizedDisk({ driver: 'null', ...sized(size, options) })
+export function nullDisk(size: string | number | bigint, options: NullOptions = {}): Disk {
+  const { noFill = false } = options
+  return new SizedDisk({ driver: 'null', ...sized(size, options), ...(noFill && { noFill }) })
 }
 
 /**

@@ -23,6 +23,8 @@ export interface SizedSpec {
   readonly driver: 'memory' | 'null' | 'zero'
   readonly sizeBytes: number
   readonly sectorSize?: number
+  /** `null`: reads leave the guest's pages as they are, so that nothing but the ring is measured. */
+  readonly noFill?: boolean
 }
 
 /** `lengthBytes` of the base from `offsetBytes` on; absent: to its end. */

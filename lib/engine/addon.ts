@@ -181,6 +181,8 @@ export interface LoadQueue {
   /** With indirect requests: first of `depth` × ceil(`segments` / 512) descriptor pages. */
   readonly firstIndirectRef?: number
   readonly firstIndirectPage?: number
+  /** A queue of another guest of this process, for loads that poll; the load's own guest when absent. */
+  readonly guest?: NativeMockGuest
 }
 
 export interface LoadOptions {
@@ -209,6 +211,8 @@ export interface LoadResult {
   /** CPU time of the load's own thread. */
   readonly cpuNs: number
   readonly notifications: number
+  /** Requests answered, by queue. */
+  readonly queueRequests: readonly number[]
   readonly latencyNs: import('./engine.js').HistogramCounters
 }
 

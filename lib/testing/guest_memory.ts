@@ -148,11 +148,11 @@ export class GuestMemory {
     return ref
   }
 
-  /** Grants `count` adjacent pages under adjacent references; the first reference. */
-  grantRun(page: number, count: number, domid: number, readOnly: boolean): number {
-    const first = this.#refs.takeRun(count)
-    if (first === undefined) throw outOfMemory(`${count} adjacent grant references`)
-    for (let i = 0; i < count; i++) this.#host.grant(first + i, page + i, domid, readOnly)
+  /** Grants these pages under adjacent references, in their order; the first reference. */
+  grantRun(pages: readonly number[], domid: number, readOnly: boolean): number {
+    const first = this.#refs.takeRun(pages.length)
+    if (first === undefined) throw outOfMemory(`${pages.length} adjacent grant references`)
+    for (const [i, page] of pages.entries()) this.#host.grant(first + i, page, domid, readOnly)
     return first
   }
 

@@ -31,13 +31,15 @@ export interface LoadDiskOptions extends OperationOptions {
 
 /** What a load does, apart from the shape of the disk. */
 export type Workload = Pick<LoadOptions, 'operation' | 'pattern' | 'durationMs'> &
-  Partial<Pick<LoadOptions, 'poll' | 'seed' | 'cpu'>>
+  Partial<Pick<LoadOptions, 'depth' | 'poll' | 'seed' | 'cpu'>>
 
 /** Pages granted for one ring. */
 interface Grants {
+  /** In the order of their references. */
+  readonly pages: readonly number[]
+  /** The lowest. */
   readonly firstPage: number
   readonly firstRef: number
-  readonly count: number
 }
 
 /** A disk under load. */
@@ -126,25 +128,28 @@ export class LoadDisk implements AsyncDisposable {
   }
 
   #prepare(ring: { ringOffset: number; ringPages: number; port: number }): LoadQueue {
-    const data = this.#grantPages(this.depth * this.segments)
+    const data = this.#grantPages(this.depth * this.segments, true)
     const queue = { ...ring, firstRef: data.firstRef, firstPage: data.firstPage }
     if (!this.#indirect) return queue
     const tables = Math.ceil(this.segments / SEGMENTS_PER_INDIRECT_PAGE)
-    const { firstRef, firstPage } = this.#grantPages(this.depth * tables)
+    const { firstRef, firstPage } = this.#grantPages(this.depth * tables, false)
     return { ...queue, firstIndirectRef: firstRef, firstIndirectPage: firstPage }
   }
 
-  #grantPages(count: number): Grants {
+  /** `scattered`: pages with adjacent references are never adjacent, as those of a guest's page cache are not. */
+  #grantPages(count: number, scattered: boolean): Grants {
     const { memory } = this.#guest
-    const domid = this.frontend.backendId
     const firstPage = memory.takePages(count)
+    const half = Math.ceil(count / 2)
+    const spread = (i: number) => (i < half ? 2 * i : 2 * (i - half) + 1)
+    const pages = Array.from({ length: count }, (_, i) => firstPage + (scattered ? spread(i) : i))
     let firstRef: number | undefined
     try {
-      firstRef = memory.grantRun(firstPage, count, domid, false)
+      firstRef = memory.grantRun(pages, this.frontend.backendId, false)
     } finally {
       if (firstRef === undefined) memory.releasePages(firstPage, count)
     }
-    const grants = { firstPage, firstRef, count }
+    const grants = { pages, firstPage, firstRef }
     this.#grants.push(grants)
     return grants
   }
@@ -154,22 +159,39 @@ export class LoadDisk implements AsyncDisposable {
    * @throws ERR_VBD_PROTOCOL when the backend breaks the protocol or leaves requests unanswered; the disk is of no
    * use then
    */
-  async run(workload: Workload): Promise<LoadResult> {
+  run(workload: Workload): Promise<LoadResult> {
+    return LoadDisk.runTogether([this], workload)
+  }
+
+  /**
+   * Drives several disks of the same shape, of any guests of this process, from one thread, which keeps them all busy
+   * without being what limits them. More than one guest needs `poll`.
+   * @throws as `run`
+   */
+  static async runTogether(disks: readonly LoadDisk[], workload: Workload): Promise<LoadResult> {
+    const [first] = disks
+    if (first === undefined) throw new VbdError('ERR_VBD_ARGUMENT', 'a load needs a disk')
+    const queues = disks.flatMap((disk) => {
+      const { native } = disk.#guest
+      return native === first.#guest.native
+        ? disk.#queues
+        : disk.#queues.map((queue) => ({ ...queue, guest: native }))
+    })
     try {
-      return await this.#guest.native.runLoad({
-        queues: this.#queues,
-        protocol: this.#protocol,
-        depth: this.depth,
-        segments: this.segments,
-        indirect: this.#indirect,
-        diskSectors: this.frontend.properties.sectors,
+      return await first.#guest.native.runLoad({
+        queues,
+        protocol: first.#protocol,
+        depth: first.depth,
+        segments: first.segments,
+        indirect: first.#indirect,
+        diskSectors: Math.min(...disks.map((disk) => disk.frontend.properties.sectors)),
         poll: false,
         seed: 1,
         cpu: -1,
         ...workload,
       })
     } catch (thrown) {
-      throw translate(thrown, { vbd: this.frontend.vbd })
+      throw translate(thrown, { vbd: first.frontend.vbd })
     }
   }
 
@@ -185,9 +207,9 @@ export class LoadDisk implements AsyncDisposable {
   }
 
   #release(): void {
-    for (const { firstPage, firstRef, count } of this.#grants.splice(0)) {
-      for (let i = 0; i < count; i++) {
-        if (!this.#guest.memory.retire(firstPage + i, firstRef + i)) this.#leaked++
+    for (const { pages, firstRef } of this.#grants.splice(0)) {
+      for (const [i, page] of pages.entries()) {
+        if (!this.#guest.memory.retire(page, firstRef + i)) this.#leaked++
       }
     }
   }
@@ -230,6 +252,7 @@ export async function runLoads(
     cpuNs: sum('cpuNs'),
     notifications: sum('notifications'),
     elapsedNs,
+    queueRequests: results.flatMap((result) => result.queueRequests),
     latencyNs: mergeHistograms(results.map((result) => result.latencyNs)),
     iops: perSecond(sum('requests')),
     bytesPerSecond: perSecond(bytes),

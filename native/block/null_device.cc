@@ -40,6 +40,7 @@ Result<std::unique_ptr<Device>> NullDevice::create(uint64_t size_bytes, uint32_t
     geometry.sector_size = geometry.physical_sector_size = sector_size;
     geometry.can_discard = true;
     geometry.discard_granularity = sector_size;
+    geometry.fills_reads = !no_fill;
     geometry.description = "null(" + std::to_string(size_bytes) + " bytes" +
                            (no_fill ? ", reads leave buffers as they are)" : ")");
     device->size_bytes_.store(size_bytes, std::memory_order_release);

@@ -12,9 +12,9 @@ namespace vbd::block {
 class NullDevice final : public Device {
   public:
     /// `size_bytes`: a positive multiple of `sector_size`, 512 or 4096.
-    /// `no_fill`: reads leave the buffers as they are. Only for measurements, with buffers that are
-    /// the guest's own pages (persistent grants, map): pages of the pool hold what other guests
-    /// read and wrote. Errors: kInvalidArgument.
+    /// `no_fill`: reads leave the buffers as they are, for measurements. Pages of the pool hold what
+    /// other guests read and wrote: the geometry says so, and transfer clears them. Errors:
+    /// kInvalidArgument.
     static Result<std::unique_ptr<Device>> create(uint64_t size_bytes, uint32_t sector_size,
                                                   bool no_fill);
 

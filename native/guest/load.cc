@@ -94,7 +94,9 @@ Result<std::unique_ptr<Load>> Load::create(void* memory, size_t memory_bytes, Ev
     load->positions_ = options.disk_sectors / load->request_sectors_;
     load->queues_.reserve(options.queues.size());
     for (const LoadQueue& where : options.queues) {
-        Status status = load->add_queue(static_cast<uint8_t*>(memory), memory_bytes, where);
+        const bool own = where.memory == nullptr;
+        Status status = load->add_queue(static_cast<uint8_t*>(own ? memory : where.memory),
+                                        own ? memory_bytes : where.memory_bytes, where);
         if (!status) return status.error();
     }
     return load;
@@ -103,6 +105,11 @@ Result<std::unique_ptr<Load>> Load::create(void* memory, size_t memory_bytes, Ev
 Status Load::check_options() const {
     const uint32_t most = options_.indirect ? blkif::kMaxIndirectSegments : blkif::kMaxSegments;
     if (options_.queues.empty()) return invalid("a load needs a queue");
+    for (const LoadQueue& queue : options_.queues) {
+        if (queue.events != nullptr && !options_.poll) {
+            return invalid("a load on several guests must poll");
+        }
+    }
     if (options_.segments == 0 || options_.segments > most) {
         return invalid(std::to_string(options_.segments) + " segments per request: 1 to " +
                        std::to_string(most) + " are possible");
@@ -136,6 +143,7 @@ Status Load::add_queue(uint8_t* memory, size_t memory_bytes, const LoadQueue& wh
 
     Queue queue;
     queue.ring = ring.value();
+    queue.events = where.events != nullptr ? where.events : &events_;
     queue.port = where.port;
     // Sequential queues start apart, so that they do not read the same.
     queue.position = positions_ / options_.queues.size() * queues_.size();
@@ -188,6 +196,7 @@ Result<LoadResult> Load::run() {
     if (Status status = loop(); !status) return status.error();
     result_.elapsed_ns = monotonic_ns() - start_ns;
     result_.cpu_ns = thread_cpu_ns() - cpu_before_ns;
+    for (const Queue& queue : queues_) result_.queue_requests.push_back(queue.answered);
     return result_;
 }
 
@@ -236,6 +245,7 @@ bool Load::accept(Queue& queue, const FrontResponse& response) {
     asked.id = 0;
     queue.free_tags[queue.nr_free++] = static_cast<uint16_t>(tag);
     ++result_.requests;
+    ++queue.answered;
     result_.errors += response.status != blkif::kResponseOkay;
 
     const uint64_t latency_ns = batch_ns_ - asked.start_ns;
@@ -282,7 +292,7 @@ void Load::submit(Queue& queue) {
     }
     if (queue.ring.push()) {
         ++result_.notifications;
-        events_.notify(queue.port);
+        queue.events->notify(queue.port);
     }
 }
 

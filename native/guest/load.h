@@ -51,6 +51,12 @@ struct LoadQueue {
     uint32_t first_page = 0;
     GrantRef first_indirect_ref = 0;  // of depth × ceil(segments / 512) descriptor pages
     uint32_t first_indirect_page = 0;
+
+    // A queue of another guest: its memory and its event channels; null: the load's. They must
+    // outlive the load. Only for loads that poll, because sleeping is for one guest's events.
+    void* memory = nullptr;
+    size_t memory_bytes = 0;
+    EventSource* events = nullptr;
 };
 
 struct LoadOptions {
@@ -75,6 +81,7 @@ struct LoadResult {
     uint64_t elapsed_ns = 0;  // first request to last answer
     uint64_t cpu_ns = 0;      // of the calling thread
     uint64_t notifications = 0;
+    std::vector<uint64_t> queue_requests;  // of `requests`, by queue
     Histogram latency_ns;  // a batch's requests start when it is made and end when it is taken
 };
 
@@ -107,7 +114,9 @@ class Load {
 
     struct Queue {
         FrontRing ring;
+        EventSource* events = nullptr;
         Port port = 0;
+        uint64_t answered = 0;
         uint64_t sequence =
             0;  // makes ids unique: a late or doubled answer is told from a right one
         uint64_t position = 0;  // of the next sequential request, in requests from the disk's start

@@ -73,6 +73,7 @@ bool read_leaf(const std::string& driver, Fields& fields, stages::DiskSpec& spec
             options.driver = block::Driver::kMemory;
         } else if (driver == "null") {
             options.driver = block::Driver::kNull;
+            options.no_fill = fields.flag("noFill");
         } else if (driver == "zero") {
             options.driver = block::Driver::kZero;
         } else if (driver == "pattern") {

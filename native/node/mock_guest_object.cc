@@ -11,6 +11,7 @@
 #include "node/closable.h"
 #include "node/convert.h"
 #include "node/dispatcher.h"
+#include "node/mock_guest_handle.h"
 #include "node/mock_load.h"
 #include "node/mock_watcher.h"
 #include "xen/mock_guest.h"
@@ -22,7 +23,9 @@ constexpr uint64_t kMaxWord = 0xffffffff;
 
 /// Ports that fired wait in `fired_` until JavaScript takes them all in one call; each is masked,
 /// so there are at most as many as the guest has.
-class GuestState final : public Closable, public std::enable_shared_from_this<GuestState> {
+class GuestState final : public Closable,
+                         public MockGuestHandle,
+                         public std::enable_shared_from_this<GuestState> {
   public:
     Status start(Napi::Env env, std::unique_ptr<xen::MockGuest> guest, Napi::Function on_event,
                  Napi::Function on_close) {
@@ -41,7 +44,7 @@ class GuestState final : public Closable, public std::enable_shared_from_this<Gu
         return {};
     }
 
-    const std::shared_ptr<xen::MockGuest>& guest() const { return guest_; }
+    const std::shared_ptr<xen::MockGuest>& guest() const override { return guest_; }
 
     Napi::Value run_load(const Napi::CallbackInfo& info) {
         std::erase_if(loads_, [](const auto& load) { return load->settled(); });
@@ -219,6 +222,7 @@ Napi::Value connect_mock_guest(const Info& info) {
     }
     state->keep(env, state);
     Napi::Object object = Napi::Object::New(env);
+    wrap<MockGuestHandle>(object, kMockGuestTag, state);
     object.Set("domid", Napi::Number::New(env, state->guest()->domain()));
     object.Set("memory", memory_buffer(env, *state->guest()));
     set_method(object, "grant", state, with_guest<grant>);

@@ -2,11 +2,13 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "node/convert.h"
+#include "node/mock_guest_handle.h"
 
 namespace vbd::node {
 namespace {
@@ -78,7 +80,9 @@ Result<guest::LoadQueue> queue_of(Napi::Value value) {
     return queue;
 }
 
-Result<guest::LoadOptions> options_of(Napi::Value value) {
+/// `owners`: by queue, the guest that it is of; null: the load's own.
+Result<guest::LoadOptions> options_of(Napi::Value value,
+                                      std::vector<std::shared_ptr<xen::MockGuest>>& owners) {
     using guest::LoadOperation;
     using guest::LoadPattern;
     Fields fields(value);
@@ -112,6 +116,11 @@ Result<guest::LoadOptions> options_of(Napi::Value value) {
         Result<guest::LoadQueue> queue = queue_of(list.Get(i));
         if (!queue) return queue.error();
         options.queues.push_back(queue.value());
+        Napi::Value owner = list.Get(i).As<Napi::Object>().Get("guest");
+        owners.push_back(mock_guest_of(owner));
+        if (!owner.IsUndefined() && !owners.back()) {
+            return Error{ErrorKind::kInvalidArgument, 0, "a queue's guest is closed, or is none"};
+        }
     }
     return options;
 }
@@ -126,6 +135,11 @@ Napi::Object result_object(Napi::Env env, const guest::LoadResult& result) {
     set("elapsedNs", result.elapsed_ns);
     set("cpuNs", result.cpu_ns);
     set("notifications", result.notifications);
+    Napi::Array queues = Napi::Array::New(env, result.queue_requests.size());
+    for (uint32_t i = 0; i < result.queue_requests.size(); ++i) {
+        queues.Set(i, Napi::Number::New(env, static_cast<double>(result.queue_requests[i])));
+    }
+    object.Set("queueRequests", queues);
     object.Set("latencyNs", histogram_object(env, result.latency_ns));
     return object;
 }
@@ -147,15 +161,19 @@ guest::EventSource::Wake MockLoad::Events::wait(uint32_t timeout_ms) {
 Result<std::shared_ptr<MockLoad>> MockLoad::start(Napi::Env env, Napi::Value options,
                                                   xen::MockGuest& guest,
                                                   std::shared_ptr<Dispatcher> dispatcher) {
-    Result<guest::LoadOptions> parsed = options_of(options);
+    std::vector<std::shared_ptr<xen::MockGuest>> owners;
+    Result<guest::LoadOptions> parsed = options_of(options, owners);
     if (!parsed) return parsed.error();
     std::vector<Port> ports;
-    for (const guest::LoadQueue& queue : parsed.value().queues) ports.push_back(queue.port);
+    for (size_t i = 0; i < owners.size(); ++i) {
+        if (!owners[i]) ports.push_back(parsed.value().queues[i].port);
+    }
     Result<std::unique_ptr<xen::GuestPortWaiter>> waiter = guest.wait_on(ports);
     if (!waiter) return waiter.error();
     std::shared_ptr<MockLoad> self(new MockLoad(env, std::move(dispatcher)));
     self->memory_ = guest.shared_memory();
     self->events_ = std::make_unique<Events>(std::move(waiter).value());
+    if (Status taken = self->take_others(owners, parsed.value()); !taken) return taken.error();
     Result<std::unique_ptr<guest::Load>> load = guest::Load::create(
         self->memory_->data(), self->memory_->size(), *self->events_, parsed.value());
     if (!load) return load.error();
@@ -172,6 +190,31 @@ Result<std::shared_ptr<MockLoad>> MockLoad::start(Napi::Env env, Napi::Value opt
             });
         });
     return self;
+}
+
+/// One waiter for each other guest, with all the ports of its queues.
+Status MockLoad::take_others(const std::vector<std::shared_ptr<xen::MockGuest>>& owners,
+                             guest::LoadOptions& options) {
+    others_.reserve(owners.size());
+    for (const auto& owner : owners) {
+        const auto known = [&](const Other& other) { return other.guest == owner; };
+        if (!owner || std::ranges::any_of(others_, known)) continue;
+        std::vector<Port> ports;
+        for (size_t i = 0; i < owners.size(); ++i) {
+            if (owners[i] == owner) ports.push_back(options.queues[i].port);
+        }
+        Result<std::unique_ptr<xen::GuestPortWaiter>> waiter = owner->wait_on(ports);
+        if (!waiter) return waiter.error();
+        others_.push_back({owner, owner->shared_memory(),
+                           std::make_unique<Events>(std::move(waiter).value())});
+        for (size_t i = 0; i < owners.size(); ++i) {
+            if (owners[i] != owner) continue;
+            options.queues[i].memory = others_.back().memory->data();
+            options.queues[i].memory_bytes = others_.back().memory->size();
+            options.queues[i].events = others_.back().events.get();
+        }
+    }
+    return {};
 }
 
 MockLoad::~MockLoad() {
@@ -193,7 +236,8 @@ void MockLoad::join() {
 void MockLoad::settle() {
     if (std::exchange(settled_, true)) return;
     join();
-    events_.reset();  // the guest waits for its ports itself again
+    events_.reset();  // the guests wait for their ports themselves again
+    others_.clear();
     dispatcher_->let_go();
     if (*result_) {
         deferred_.Resolve(result_object(env_, result_->value()));

@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <thread>
+#include <vector>
 
 #include "guest/load.h"
 #include "node/dispatcher.h"
@@ -53,8 +54,18 @@ class MockLoad final : public std::enable_shared_from_this<MockLoad> {
     Napi::Env env_;
     Napi::Promise::Deferred deferred_;
     std::shared_ptr<Dispatcher> dispatcher_;
+    Status take_others(const std::vector<std::shared_ptr<xen::MockGuest>>& owners,
+                       guest::LoadOptions& options);
+
     std::shared_ptr<xen::mock::SharedMemory> memory_;
     std::unique_ptr<Events> events_;
+    /// Guests other than the load's own: what their queues need.
+    struct Other {
+        std::shared_ptr<xen::MockGuest> guest;
+        std::shared_ptr<xen::mock::SharedMemory> memory;
+        std::unique_ptr<Events> events;
+    };
+    std::vector<Other> others_;
     std::unique_ptr<guest::Load> load_;
     std::optional<Result<guest::LoadResult>> result_;  // the thread's until it is joined
     bool settled_ = false;

@@ -354,6 +354,45 @@ TEST_CASE("load: a polling guest never waits for an event") {
     CHECK(guest.drained());
 }
 
+TEST_CASE("load: one load polls the queues of several guests, each in its own memory") {
+    Guest first(1, 1, Protocol::kX86_64, 32, 1, false);
+    Guest second(2, 1, Protocol::kX86_64, 32, 1, false);
+    first.options.poll = true;
+    Turns doorbell([] { return EventSource::Wake::kClosed; });
+    for (LoadQueue queue : second.options.queues) {
+        queue.port += 100;
+        queue.memory = second.memory();
+        queue.memory_bytes = second.bytes();
+        queue.events = &doorbell;
+        first.options.queues.push_back(queue);
+    }
+    Silent events;
+    std::atomic<bool> done{false};
+    std::thread backend([&] {
+        while (!done.load()) {
+            first.serve({});
+            second.serve({});
+        }
+    });
+    Result<LoadResult> result = first.run(events);
+    done.store(true);
+    backend.join();
+    REQUIRE(result);
+    CHECK(result.value().requests == first.served + second.served);
+    REQUIRE(result.value().queue_requests.size() == 3);
+    CHECK(result.value().queue_requests[0] == first.served);
+    CHECK(result.value().queue_requests[1] + result.value().queue_requests[2] == second.served);
+    CHECK(result.value().queue_requests[2] > 0);
+    for (const Port port : doorbell.ports) CHECK(port >= 100);
+    CHECK_FALSE(doorbell.ports.empty());
+    CHECK(second.drained());
+
+    first.options.poll = false;  // it could sleep for its own guest's events only
+    result = first.run(events);
+    REQUIRE_FALSE(result);
+    CHECK(result.error().kind == ErrorKind::kInvalidArgument);
+}
+
 TEST_CASE("load: a sleeping guest and its backend wake each other, and lose no event") {
     Guest guest(2, 1, Protocol::kX86_64, 3, 1, false);
     Doorbell to_backend;

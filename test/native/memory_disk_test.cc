@@ -165,4 +165,7 @@ TEST_CASE("null: reads are zeros, unless left alone on purpose") {
     CHECK(raw.read(0, page) == 0);
     CHECK(page.all(9));
     CHECK(raw.geometry().description.find("leave buffers") != std::string::npos);
+    // Or pages of the pool would reach a guest with what others left in them.
+    CHECK_FALSE(raw.geometry().fills_reads);
+    CHECK(disk.geometry().fills_reads);
 }
