@@ -72,6 +72,14 @@
       "native/node/script_object.cc",
       "native/node/xenbus_device.cc",
       "native/node/xenbus_object.cc"
+    ],
+    "bench_sources": [
+      "native/bench/arguments.cc",
+      "native/bench/limits.cc",
+      "native/bench/main.cc",
+      "native/bench/parts.cc",
+      "native/bench/uring_reads.cc",
+      "native/bench/vhost_user.cc"
     ]
   }
 }

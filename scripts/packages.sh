@@ -16,6 +16,14 @@ TEST_PACKAGES=(
   'qemu-utils|qemu-io drives a guest disk|command -v qemu-io'
   'libnbd-bin|nbdcopy and nbdinfo drive a guest disk|command -v nbdcopy && command -v nbdinfo'
   'fio|drives and verifies a guest disk|command -v fio'
+  'chromium|opens the page of the benchmark|command -v chromium || command -v google-chrome'
+)
+BENCH_PACKAGES=(
+  'cmake|builds vbdkit-bench|command -v cmake'
+  'ninja-build|builds vbdkit-bench|command -v ninja'
+  'fio|a limit to compare with|command -v fio'
+  'qemu-system-common|a peer to compare with|command -v qemu-storage-daemon'
+  'nbdkit|a peer to compare with|command -v nbdkit'
 )
 # for test/xen, which boots a real Xen
 XEN_PACKAGES=(

@@ -1,6 +1,6 @@
 #!/bin/bash
-# setup.sh [start|test]: brings whatever is missing to run vbdkit (start, the default) or to test it, and is quick when
-# nothing is. Network: only apt and npm. Two may run at once: the second waits for the first and finds nothing left to do.
+# setup.sh [start|test|bench]: brings whatever is missing to run vbdkit (start, the default), to test or to measure it,
+# and is quick when nothing is. Network: only apt and npm. Two may run at once: the second waits for the first and finds nothing left to do.
 source "$(dirname "$0")/common.sh"
 source scripts/packages.sh
 
@@ -8,7 +8,8 @@ purpose=${1:-start}
 case $purpose in
   start) packages=("${START_PACKAGES[@]}") ;;
   test) packages=("${START_PACKAGES[@]}" "${TEST_PACKAGES[@]}") ;;
-  *) die "setup: what for? '$purpose' is neither start nor test" 'npm run setup -- test' ;;
+  bench) packages=("${START_PACKAGES[@]}" "${BENCH_PACKAGES[@]}") ;;
+  *) die "setup: what for? '$purpose' is none of start, test, bench" 'npm run setup -- test' ;;
 esac
 [ "$(uname -s)" = Linux ] || die "vbdkit runs on Linux, this is $(uname -s)"
 

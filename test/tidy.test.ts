@@ -81,6 +81,7 @@ const NATIVE_LAYERS: Record<string, readonly string[]> = {
   memory: ['base', 'xen', 'blkif', 'block'],
   engine: ['base', 'xen', 'blkif', 'block', 'memory'],
   guest: ['base', 'blkif/wire.h', 'blkif/shared.h'],
+  bench: ['base', 'xen', 'blkif', 'memory', 'guest'],
   node: ['base', 'xen', 'blkif', 'block', 'stages', 'memory', 'engine', 'guest'],
 }
 
@@ -112,7 +113,11 @@ const NATIVE_SECRETS: readonly { what: string; pattern: RegExp; where: RegExp }[
       /\b(xengnttab_|xenevtchn_|xenforeignmemory_|xentoollog_)|\/dev\/xen\/|<xen\/|<xen(gnttab|evtchn|ctrl)\.h>/,
     where: /^native\/xen\/host_/,
   },
-  { what: 'liburing', pattern: /<liburing|\bio_uring_\w+\s*\(/, where: /^native\/block\/uring/ },
+  {
+    what: 'liburing',
+    pattern: /<liburing|\bio_uring_\w+\s*\(/,
+    where: /^native\/(block|bench)\/uring/,
+  },
   { what: 'Node-API', pattern: /<napi\.h>|<node_api\.h>|\bNapi::/, where: /^native\/node\// },
   { what: 'libuv', pattern: /[<"]uv\.h[>"]/, where: /^$/ },
   { what: 'V8', pattern: /<(v8|node|nan)\.h>/, where: /^$/ },
@@ -148,8 +153,10 @@ const LIB_LAYERS: Record<string, readonly string[]> = {
   control: ['xenstore', 'vbd', 'backend'],
   daemon: ['disk', 'vbd', 'backend'],
   testing: ['xenstore', 'xenbus', 'engine', 'mock'],
+  bench: ['xenstore', 'disk', 'engine', 'mock', 'platform', 'vbd', 'backend', 'testing'],
   cli: [
     'host',
+    'bench',
     'xenstore',
     'xenbus',
     'disk',
@@ -176,9 +183,14 @@ const LIB_NEVER: readonly { from: RegExp; to: RegExp; why: string }[] = [
     why: 'disks and the JavaScript engine never see xenstore',
   },
   {
-    from: /^lib\/(?!testing\/|cli\/)/,
+    from: /^lib\/(?!testing\/|cli\/|bench\/)/,
     to: /^lib\/testing\//,
-    why: 'only the command line uses testing/',
+    why: 'only the command line and the benchmark use testing/',
+  },
+  {
+    from: /^lib\/(?!bench\/|cli\/)/,
+    to: /^lib\/bench\//,
+    why: 'only the command line uses bench/',
   },
 ]
 
@@ -562,9 +574,11 @@ check(
 )
 
 describe('native/sources.gypi lists what is there', () => {
-  const { core_sources, addon_sources } = JSON.parse(readOne('native/sources.gypi').text)
-    .variables as {
+  const { core_sources, addon_sources, bench_sources } = JSON.parse(
+    readOne('native/sources.gypi').text,
+  ).variables as {
     core_sources: string[]
+    bench_sources: string[]
     addon_sources: string[]
   }
   it('refuses a file too many, too few, and twice', () => {
@@ -573,7 +587,7 @@ describe('native/sources.gypi lists what is there', () => {
     expect(sourceList([sample('native/a.cc', '')], ['native/a.cc', 'native/a.cc'])).toHaveLength(1)
   })
   it('holds', () => {
-    expect(sourceList(native, [...core_sources, ...addon_sources])).toEqual([])
+    expect(sourceList(native, [...core_sources, ...addon_sources, ...bench_sources])).toEqual([])
   })
   it('keeps the addon apart from the core', () => {
     expect(core_sources.filter((path) => path.startsWith('native/node/'))).toEqual([])

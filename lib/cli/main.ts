@@ -5,6 +5,7 @@
 import { createRequire } from 'node:module'
 import { Command, CommanderError } from 'commander'
 import { toVbdError } from '../errors.js'
+import { addBench } from './commands/bench.js'
 import { addDaemon } from './commands/daemon.js'
 import { addDemo } from './commands/demo.js'
 import { addGuest } from './commands/guest.js'
@@ -94,6 +95,7 @@ function buildProgram(context: Context): Command {
     addTrace,
     addReplay,
     addDemo,
+    addBench,
     addXlScript,
   ]) {
     add(program, context)

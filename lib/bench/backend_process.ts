@@ -1,0 +1,91 @@
+/**
+ * The backend of a benchmark: a process that serves disks to the guests of a mock Xen with one engine, as `vbdkit
+ * serve` does. Runs as a Child.
+ */
+import { Backend, type ServeOptions } from '../backend.js'
+import type { Disk } from '../disk/disk.js'
+import { file, memory, nullDisk } from '../disk/drivers.js'
+import type { FileSpec, SizedSpec } from '../disk/spec.js'
+import type { Tunables } from '../engine/engine.js'
+import { VbdError } from '../errors.js'
+import type { EngineChoice } from '../platform.js'
+import type { Vbd } from '../vbd/vbd.js'
+import { serveCalls } from './child.js'
+
+export interface OpenBackend {
+  readonly dir: string
+  readonly engine: EngineChoice
+  readonly tunables: Partial<Tunables>
+}
+
+/** Disks that are measured. */
+export type MeasuredDisk = FileSpec | SizedSpec
+
+export interface ServeDisk {
+  /** `1:xvda` */
+  readonly id: string
+  readonly disk: MeasuredDisk
+  readonly options: Pick<ServeOptions, 'transfer' | 'ringOrder' | 'queues' | 'indirectSegments'>
+}
+
+let backend: Backend | undefined
+const served = new Map<string, Vbd>()
+let disturbance: NodeJS.Timeout | undefined
+let garbage: Buffer[] = []
+
+function open(): Backend {
+  if (backend === undefined) throw new VbdError('ERR_VBD_STATE', 'the backend is not open')
+  return backend
+}
+
+const BLOCK_MS = 5
+const EVERY_MS = 20
+const GARBAGE_BYTES = 1024 * 1024
+
+/** Blocks the event loop for 5 ms in every 20 and allocates 50 MB in every second. */
+function disturb(): void {
+  const end = performance.now() + BLOCK_MS
+  garbage = []
+  for (let i = 0; i < 64; i++) garbage.push(Buffer.alloc(GARBAGE_BYTES / 64))
+  while (performance.now() < end) Math.sqrt(end)
+}
+
+const handlers = {
+  async open({ dir, engine, tunables }: OpenBackend): Promise<void> {
+    backend = await Backend.open({ xen: `mock:${dir}`, engine, reactors: 1, tunables })
+  },
+
+  async serve({ id, disk, options }: ServeDisk): Promise<void> {
+    served.set(id, await open().serve(id, diskOf(disk), options))
+  },
+
+  async tune(tunables: Partial<Tunables>): Promise<void> {
+    open().tune(tunables)
+  },
+
+  async unserve(id: string): Promise<void> {
+    await served.get(id)?.close()
+    served.delete(id)
+  },
+
+  async disturb(on: boolean): Promise<void> {
+    clearInterval(disturbance)
+    if (on) disturbance = setInterval(disturb, EVERY_MS)
+  },
+}
+
+function diskOf(spec: MeasuredDisk): Disk {
+  if (spec.driver === 'file') {
+    const { path, readOnly = false, direct = 'auto', io = 'auto' } = spec
+    return file(path, { readOnly, direct, io })
+  }
+  if (spec.driver === 'memory') return memory(spec.sizeBytes)
+  return nullDisk(spec.sizeBytes, { noFill: spec.noFill === true })
+}
+
+export type BackendHandlers = typeof handlers
+
+serveCalls(handlers, async () => {
+  clearInterval(disturbance)
+  await backend?.close()
+})

@@ -1,0 +1,99 @@
+/**
+ * Micro: the parts of the engine one at a time: parsing, finding a grant, the page pool, and a round trip to xenstore.
+ */
+import {
+  type Context,
+  compare,
+  type NativeWish,
+  nanoseconds,
+  settle,
+  skip,
+  withNative,
+} from '../context.js'
+import { figureOf } from '../figures.js'
+import { BENCH_REMEDY, nativeProgram } from '../peers/native.js'
+
+const LOOKUPS = [
+  { series: 'vbdkit', kind: 'persistent' },
+  { series: 'red-black tree', kind: 'tree' },
+  { series: 'flat array', kind: 'flat' },
+] as const
+
+/** Measures the group. */
+export async function measureMicro(context: Context): Promise<void> {
+  await measureXenstore(context)
+  if (nativeProgram() === undefined) {
+    return skip(context, 'parts of the native engine', 'vbdkit-bench is not built', BENCH_REMEDY)
+  }
+  const cpu = context.cpus.backend
+  for (const protocol of [64, 32]) {
+    for (const segments of [1, 11]) {
+      const wish: NativeWish = ['vbdkit', 'parse', { segments, protocol, cpu }]
+      await withNative([wish], (parse) =>
+        compare(context, {
+          group: 'micro',
+          workload: `request parse, ${protocol}-bit ABI`,
+          axis: 'segments',
+          at: segments,
+          bytesEach: 0,
+          contenders: [parse],
+        }),
+      )
+    }
+  }
+  await withNative([['vbdkit', 'page-pool', { pages: 11, cpu }]], (pool) =>
+    compare(context, {
+      group: 'micro',
+      workload: 'page pool, taken and given back',
+      axis: 'segments',
+      at: 11,
+      bytesEach: 0,
+      contenders: [pool],
+    }),
+  )
+  for (const entries of [1056, 1_000_000]) await measureLookup(context, entries)
+}
+
+async function measureLookup(context: Context, entries: number): Promise<void> {
+  const wishes = LOOKUPS.map(({ series, kind }): NativeWish => {
+    return [series, 'lookup', { kind, entries, cpu: context.cpus.backend }]
+  })
+  const measured = await withNative(wishes, (...contenders) =>
+    compare(context, {
+      group: 'micro',
+      workload: 'grant lookup, dependent',
+      axis: 'entries',
+      at: entries,
+      bytesEach: 0,
+      contenders,
+      reference: 'red-black tree',
+    }),
+  )
+  settle(context, {
+    id: 'lookup',
+    what: `grant lookup among ${entries.toLocaleString('en')}, dependent`,
+    against: 'a flat array, 4.7 and 195 ns',
+    figure: figureOf(nanoseconds(measured.of('vbdkit'))),
+    unit: 'ns',
+    better: 'less',
+    ...(entries === 1056 ? { floor: 10, goal: 4.7 } : { floor: 250, goal: 195 }),
+  })
+}
+
+async function measureXenstore(context: Context): Promise<void> {
+  const { world } = context
+  const socket = world.mock.paths.xenstore
+  await compare(context, {
+    group: 'micro',
+    workload: 'xenstore round trip',
+    axis: 'depth',
+    at: 1,
+    bytesEach: 0,
+    contenders: [
+      {
+        series: 'vbdkit',
+        measure: (milliseconds) => world.guests.call('xenstore', { socket, milliseconds }),
+      },
+    ],
+  })
+}

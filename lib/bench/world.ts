@@ -1,0 +1,239 @@
+/**
+ * World: what vbdkit is measured in: a mock Xen in this process, one process for each backend, one for all guests, each
+ * on its own processor. Owns all of it.
+ *
+ *   guests, on one processor ──rings, grants, events──► backend with one reactor, on the other
+ *        └──────────── mock Xen and xenstore, in this process, idle while anything is measured ─────┘
+ */
+
+import type { TransferChoice } from '../engine/engine.js'
+import { loadAddon } from '../engine/native.js'
+import { VbdError } from '../errors.js'
+import { MockHost } from '../mock/mock_host.js'
+import type { EngineChoice } from '../platform.js'
+import type { LoadDiskOptions, Workload } from '../testing/load.js'
+import type { BackendHandlers, MeasuredDisk } from './backend_process.js'
+import { Child } from './child.js'
+import type { GuestHandlers } from './guest_process.js'
+import type { Processors } from './machine.js'
+import type { Contender, Sample } from './sample.js'
+
+export interface RingsOptions {
+  readonly engine?: EngineChoice
+  readonly disk: MeasuredDisk
+  readonly transfer?: TransferChoice
+  /** How many guests, each with the same disk. 1 by default. */
+  readonly guests?: number
+  readonly load?: Omit<LoadDiskOptions, 'signal'>
+}
+
+/** What to do on the rings, and who sleeps. */
+export interface RingsLoad {
+  readonly series: string
+  readonly write?: boolean
+  readonly sequential?: boolean
+  /** Requests in flight on each ring; as many as it holds by default. */
+  readonly depth?: number
+  /**
+   * `polling`: the guest spins, the backend polls for 50 µs after its last work, as by default. `sleeping`: both sleep
+   * whenever they have nothing to do.
+   */
+  readonly mode: 'polling' | 'sleeping'
+}
+
+const VDEV = 'xvda'
+const POLL_US = 50
+const GUEST_BYTES = 2 * 1024 * 1024
+const PAGE_BYTES = 4096
+
+type Backend = Child<BackendHandlers>
+
+/** See the header. Made by `start`, ended by `close`. */
+export class World {
+  readonly mock: MockHost
+  readonly cpus: Processors
+  readonly guests: Child<GuestHandlers>
+  readonly #backends = new Map<EngineChoice, Promise<Backend>>()
+  readonly #pollUs = new Map<Backend, number>()
+  #lastDomid = 0
+
+  static async start(cpus: Processors): Promise<World> {
+    const addon = loadAddon()
+    const mock = await MockHost.start({ broker: addon.startMockBroker.bind(addon) })
+    return new World(mock, cpus)
+  }
+
+  private constructor(mock: MockHost, cpus: Processors) {
+    this.mock = mock
+    this.cpus = cpus
+    this.guests = new Child('guests', './guest_process.js', cpus.guest)
+  }
+
+  /**
+   * The backend with this engine; started when first asked for.
+   *
+   * @throws ERR_VBD_UNSUPPORTED where this build has no such engine
+   */
+  backend(engine: EngineChoice): Promise<Backend> {
+    let backend = this.#backends.get(engine)
+    if (backend === undefined) {
+      backend = this.#open(engine)
+      this.#backends.set(engine, backend)
+      backend.catch(() => {})
+    }
+    return backend
+  }
+
+  async #open(engine: EngineChoice): Promise<Backend> {
+    const child: Backend = new Child(`${engine} backend`, './backend_process.js', this.cpus.backend)
+    try {
+      await child.call('open', { dir: this.mock.dir, engine, tunables: { pollUs: POLL_US } })
+      this.#pollUs.set(child, POLL_US)
+      return child
+    } catch (thrown) {
+      await child.stop()
+      throw thrown
+    }
+  }
+
+  /** Makes guests, serves each of them the disk and connects them. */
+  async connect(options: RingsOptions): Promise<Rings> {
+    const backend = await this.backend(options.engine ?? 'native')
+    const rings = new Rings(this, backend)
+    try {
+      for (let i = 0; i < (options.guests ?? 1); i++) await this.#attach(rings, backend, options)
+    } catch (thrown) {
+      await rings.close()
+      throw thrown
+    }
+    return rings
+  }
+
+  async #attach(rings: Rings, backend: Backend, options: RingsOptions): Promise<void> {
+    const { disk, transfer = 'auto', load = {} } = options
+    const domid = this.takeDomid()
+    const id = `${domid}:${VDEV}`
+    await backend.call('serve', {
+      id,
+      disk,
+      options: { transfer, queues: 1, indirectSegments: 4096 },
+    })
+    rings.add(domid, id)
+    const entries = 32 * 2 ** (load.ringOrder ?? 0)
+    const pages = (load.depth ?? entries) * ((load.segments ?? 1) + 1)
+    await this.guests.call('open', {
+      dir: this.mock.dir,
+      domid,
+      vdev: VDEV,
+      memoryBytes: GUEST_BYTES + pages * PAGE_BYTES,
+      options: { ...load },
+    })
+  }
+
+  /** Looks at data through a ring, untimed. Resolves to the number of blocks. */
+  async verify(options: {
+    engine?: EngineChoice
+    disk: MeasuredDisk
+    transfer: TransferChoice
+    blocks: number
+    filled: boolean
+    writable: boolean
+  }): Promise<number> {
+    const { engine = 'native', disk, transfer, ...what } = options
+    const backend = await this.backend(engine)
+    const domid = this.takeDomid()
+    const id = `${domid}:${VDEV}`
+    await backend.call('serve', { id, disk, options: { transfer, queues: 1 } })
+    try {
+      return await this.guests.call('verify', { dir: this.mock.dir, domid, vdev: VDEV, ...what })
+    } finally {
+      await backend.call('unserve', id)
+    }
+  }
+
+  /** A domain number that no guest has had. */
+  takeDomid(): number {
+    return ++this.#lastDomid
+  }
+
+  /** Lets the backend's reactors poll for so long after their last work. */
+  async poll(backend: Backend, pollUs: number): Promise<void> {
+    if (this.#pollUs.get(backend) === pollUs) return
+    await backend.call('tune', { pollUs })
+    this.#pollUs.set(backend, pollUs)
+  }
+
+  /** Idempotent, never rejects. */
+  async close(): Promise<void> {
+    await this.guests.stop()
+    for (const opening of this.#backends.values()) {
+      await opening.then(
+        (backend) => backend.stop(),
+        () => {},
+      )
+    }
+    await this.mock.close()
+  }
+}
+
+/** Connected disks of some guests, driven together. */
+export class Rings {
+  readonly backend: Backend
+  readonly #world: World
+  readonly #domids: number[] = []
+  readonly #ids: string[] = []
+
+  constructor(world: World, backend: Backend) {
+    this.#world = world
+    this.backend = backend
+  }
+
+  add(domid: number, id: string): void {
+    this.#domids.push(domid)
+    this.#ids.push(id)
+  }
+
+  /** These rings under this load. */
+  contender(load: RingsLoad): Contender {
+    return {
+      series: load.series,
+      measure: (milliseconds) => this.measure(load, milliseconds),
+    }
+  }
+
+  /** @throws ERR_VBD_IO when a request failed: such a sample is none */
+  async measure(load: RingsLoad, milliseconds: number): Promise<Sample> {
+    const { cpus, guests } = this.#world
+    const polling = load.mode === 'polling'
+    await this.#world.poll(this.backend, polling ? POLL_US : 0)
+    const workload: Workload = {
+      operation: load.write ? 'write' : 'read',
+      pattern: load.sequential ? 'sequential' : 'random',
+      durationMs: Math.max(1, Math.round(milliseconds)),
+      poll: polling,
+      cpu: cpus.guest,
+      seed: Math.floor(Math.random() * 2 ** 31),
+      ...(load.depth !== undefined && { depth: load.depth }),
+    }
+    const cpuBefore = this.backend.cpuNs()
+    const sample = await guests.call('run', { domids: this.#domids, workload })
+    const cpuNs = this.backend.cpuNs() - cpuBefore
+    if (sample.errors > 0) {
+      throw new VbdError('ERR_VBD_IO', `${sample.errors} requests failed`, { vbd: this.#ids[0]! })
+    }
+    return { ...sample, cpuNs }
+  }
+
+  /** Writes from the disk's start to its end, so that there is something to read. */
+  async fill(sizeBytes: number, bytesEach: number): Promise<void> {
+    const load: RingsLoad = { series: 'fill', write: true, sequential: true, mode: 'polling' }
+    for (let written = 0; written < sizeBytes; ) {
+      written += (await this.measure(load, 100)).operations * bytesEach
+    }
+  }
+
+  async close(): Promise<void> {
+    for (const domid of this.#domids) await this.#world.guests.call('close', domid)
+    for (const id of this.#ids) await this.backend.call('unserve', id)
+  }
+}
