@@ -8,22 +8,32 @@
  *
  * Owns the platform, the bus, the open disks and every vbd; `close` gives all of it back.
  */
-import { availableParallelism } from 'node:os'
 import type { Disk } from './disk/disk.js'
 import { Emitter, type Listener } from './emitter.js'
 import type { Heartbeat, Placement, Tunables } from './engine/engine.js'
 import { DEFAULT_TUNABLES } from './engine/engine.js'
 import { throwIfAborted, toVbdError, VbdError } from './errors.js'
 import type { MockHost } from './mock/mock_host.js'
-import { type EngineChoice, openPlatform, type Platform, type XenChoice } from './platform.js'
+import {
+  defaultReactors,
+  type EngineChoice,
+  openPlatform,
+  type Platform,
+  type XenChoice,
+} from './platform.js'
 import { formatVbdId, parseVbdId, type VbdId } from './units.js'
-import { Attachment, closeAttached, type ToolstackChoice } from './vbd/attachment.js'
+import {
+  Attachment,
+  type CloseOptions,
+  closeAttached,
+  type ToolstackChoice,
+} from './vbd/attachment.js'
 import { DiskPool } from './vbd/disk_pool.js'
-import type { DeviceOffer } from './vbd/offer.js'
+import { type BackendEvents, FORWARDED } from './vbd/events.js'
 import { Offers } from './vbd/offers.js'
 import { checkKinds, checkWhole, resolveVbdOptions, type VbdOptions } from './vbd/options.js'
 import { checkTunables } from './vbd/tunables.js'
-import { CLOSE_TIMEOUT_MS, Vbd, type VbdEvents, type VbdTunables } from './vbd/vbd.js'
+import { Vbd, type VbdTunables } from './vbd/vbd.js'
 import { Bus } from './xenbus/bus.js'
 import { type Device, isConnectionLoss } from './xenbus/device.js'
 import { Limiter } from './xenbus/limiter.js'
@@ -60,28 +70,6 @@ export interface ServeOptions extends VbdOptions {
   /** Closes the vbd when it fires. */
   readonly signal?: AbortSignal
 }
-
-/** What happens; everything of a vbd, and of the backend itself. */
-export interface BackendEvents extends Omit<VbdEvents, 'warning' | 'error'> {
-  /** A toolstack attached a device that no `serve` has asked for; now, or before anybody listened. */
-  vbd: DeviceOffer
-  /** `vbd` is absent where it concerns all of them. At most ten a minute and vbd. */
-  warning: { vbd?: Vbd; message: string }
-  error: { vbd?: Vbd; error: VbdError }
-  /** The connection to xenstore was lost, or is back. Connected guests are served on without it. */
-  xenstore: { state: 'connected' | 'lost' }
-}
-
-const FORWARDED = [
-  'state',
-  'connected',
-  'disconnected',
-  'resized',
-  'warning',
-  'error',
-  'log',
-  'closed',
-] as const
 
 /** Serves disks to guests. Made by `Backend.open`. */
 export class Backend {
@@ -149,7 +137,7 @@ export class Backend {
       wanted: () => this.#emitter.has('vbd'),
       emit: (offer) => this.#emitter.emit('vbd', offer),
       serve: (device, disk, options) =>
-        this.#serve(device.address, disk, { ...options, toolstack: 'wait' }, true),
+        this.#serve(device.address, disk, { ...options, toolstack: 'wait' }, device),
       background: (promise) => this.#background(promise),
     })
     this.#bus = new Bus({
@@ -208,7 +196,7 @@ export class Backend {
    *   ERR_VBD_ARGUMENT, ERR_VBD_XENSTORE, ERR_VBD_ABORTED, ERR_VBD_STATE after close
    */
   serve(id: string, disk: Disk, options: ServeOptions = {}): Promise<Vbd> {
-    return this.#serve(parseVbdId(id), disk, options, false)
+    return this.#serve(parseVbdId(id), disk, options)
   }
 
   /**
@@ -253,8 +241,8 @@ export class Backend {
    *
    * @param options.timeoutMs how long guests may take, together; 10,000 by default
    */
-  close(options: { timeoutMs?: number } = {}): Promise<void> {
-    this.#closing ??= this.#close(options.timeoutMs ?? CLOSE_TIMEOUT_MS)
+  close(options: CloseOptions = {}): Promise<void> {
+    this.#closing ??= this.#close(options)
     return this.#closing
   }
 
@@ -262,8 +250,8 @@ export class Backend {
     return this.close()
   }
 
-  async #close(timeoutMs: number): Promise<void> {
-    const closed = await Promise.allSettled(this.vbds().map((vbd) => vbd.close({ timeoutMs })))
+  async #close(options: CloseOptions): Promise<void> {
+    const closed = await Promise.allSettled(this.vbds().map((vbd) => vbd.close(options)))
     this.#unsubscribe()
     try {
       await this.#offers.close()
@@ -275,14 +263,16 @@ export class Backend {
     if (failed !== undefined) throw failed.reason
   }
 
-  async #serve(id: VbdId, disk: Disk, options: ServeOptions, untilDropped: boolean): Promise<Vbd> {
+  /** @param offered the device that it is for: nothing is served without it */
+  async #serve(id: VbdId, disk: Disk, options: ServeOptions, offered?: Device): Promise<Vbd> {
     this.#requireOpen()
     throwIfAborted(options.signal)
-    const vbd = this.#makeVbd(id, disk, options, untilDropped)
+    const vbd = this.#makeVbd(id, disk, options, offered !== undefined)
     try {
       await vbd.lifecycle.open()
       await this.#attach(vbd, disk, options)
-      const device = this.#bus.find(id.domid, id.devid)
+      const device = offered ?? this.#bus.find(id.domid, id.devid)
+      if (offered !== undefined && !this.#bus.devices().includes(offered)) throw gone(vbd.id)
       if (device !== undefined) vbd.lifecycle.bind(device)
       throwIfAborted(options.signal)
       this.#requireOpen()
@@ -316,7 +306,7 @@ export class Backend {
         if (untilDropped) this.#background(vbd.close(), vbd)
       },
       onSettled: () => this.#attachments.get(vbd)?.settled(),
-      onClose: (closing, timeoutMs) => this.#closeVbd(id, closing, timeoutMs),
+      onClose: (closing, how) => this.#closeVbd(id, closing, how),
     })
     for (const event of FORWARDED) {
       vbd.on(event, (value) => this.#emitter.emit(event, value as never))
@@ -365,10 +355,11 @@ export class Backend {
     this.#attachments.set(vbd, attachment)
   }
 
-  async #closeVbd(id: VbdId, vbd: Vbd, timeoutMs: number): Promise<void> {
+  async #closeVbd(id: VbdId, vbd: Vbd, options: CloseOptions): Promise<void> {
     const attachment = this.#attachments.get(vbd)
     try {
-      await closeAttached(attachment, vbd.lifecycle, this.#lost ? 0 : timeoutMs)
+      const how = this.#lost ? { ...options, timeoutMs: 0 } : options
+      await closeAttached(attachment, vbd.lifecycle, how)
     } finally {
       this.#attachments.delete(vbd)
       this.#vbds.delete(key(id))
@@ -434,12 +425,12 @@ export class Backend {
   }
 }
 
-function defaultReactors(): number {
-  return Math.max(1, Math.min(4, Math.floor(availableParallelism() / 2)))
-}
-
 function engineTunables({ logStats: _logStats, ...tunables }: VbdTunables): Tunables {
   return tunables
+}
+
+function gone(vbd: string): VbdError {
+  return new VbdError('ERR_VBD_NOT_FOUND', `${vbd} has been detached meanwhile`, { vbd })
 }
 
 function key({ domid, devid }: VbdId): string {

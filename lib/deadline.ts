@@ -54,6 +54,36 @@ export function eventually<T>(
   })
 }
 
+/** Tries something again later; later each time, until it has worked. */
+export class Retry {
+  readonly #again: () => void
+  readonly #firstMs: number
+  readonly #mostMs: number
+  #nextMs: number
+  #timer: NodeJS.Timeout | undefined
+
+  constructor(again: () => void, firstMs: number, mostMs: number) {
+    this.#again = again
+    this.#firstMs = firstMs
+    this.#mostMs = mostMs
+    this.#nextMs = firstMs
+  }
+
+  later(): void {
+    clearTimeout(this.#timer)
+    this.#timer = setTimeout(this.#again, this.#nextMs)
+    this.#timer.unref()
+    this.#nextMs = Math.min(this.#nextMs * 2, this.#mostMs)
+  }
+
+  /** It has worked, or is not wanted any more. */
+  end(): void {
+    clearTimeout(this.#timer)
+    this.#timer = undefined
+    this.#nextMs = this.#firstMs
+  }
+}
+
 /** Something that becomes true in the course of somebody's work, who says when to look. */
 export class Condition {
   readonly #waiters = new Set<() => void>()

@@ -1,7 +1,7 @@
 /**
  * vbdkit: virtual disks for Xen guests, from userspace. The public interface; guests for tests are in `vbdkit/testing`.
  */
-export { Backend, type BackendEvents, type BackendOptions, type ServeOptions } from './backend.js'
+export { Backend, type BackendOptions, type ServeOptions } from './backend.js'
 export { type SliceOptions, slice, sliced } from './disk/compose.js'
 export { defineDisk } from './disk/define.js'
 export type { Disk, DiskFilter, DiskUse } from './disk/disk.js'
@@ -56,7 +56,8 @@ export {
   parseVdev,
   type VbdId,
 } from './units.js'
-export type { ToolstackChoice } from './vbd/attachment.js'
+export type { CloseOptions, ToolstackChoice } from './vbd/attachment.js'
+export type { BackendEvents } from './vbd/events.js'
 export type { AcceptOptions, DeviceOffer } from './vbd/offer.js'
 export type { VbdOptions } from './vbd/options.js'
 export type { ConnectionInfo } from './vbd/reporter.js'

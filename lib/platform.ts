@@ -2,6 +2,7 @@
  * Platform: what a backend stands on, a hypervisor and its xenstore and an engine on both. Says which of them this
  * host has, and opens them in order; whoever opens it closes it, in the opposite order.
  */
+import { availableParallelism } from 'node:os'
 import type { Engine, Placement, Tunables } from './engine/engine.js'
 import { isControlDomain, openHostXen, openXenbusDevice } from './engine/host.js'
 import {
@@ -70,6 +71,11 @@ export async function openPlatform(options: PlatformOptions): Promise<Platform> 
   if (xen === 'mock') return openInProcessMock(options)
   if (xen === 'host') return openHost(options)
   return openMock(xen.dir, options)
+}
+
+/** Half of the processors, 1 to 4. */
+export function defaultReactors(): number {
+  return Math.max(1, Math.min(4, Math.floor(availableParallelism() / 2)))
 }
 
 /** @throws for every choice that there is not */

@@ -1,4 +1,5 @@
 /** The options about how disks are offered, opened and served: of every command that serves. */
+import type { Option } from 'commander'
 import type { Placement, Protocol, TransferChoice } from '../engine/engine.js'
 import type { EngineChoice, XenChoice } from '../platform.js'
 import {
@@ -118,6 +119,19 @@ export function addFileOptions(command: Command): void {
       ),
     )
     .option('--write-through', 'each write is on stable storage before its answer')
+}
+
+/** What becomes of connected guests when the process is stopped. */
+export type OnStop = 'keep' | 'close'
+
+/** --on-stop */
+export function onStopOption(fallback: OnStop): Option {
+  return choiceOption(
+    '--on-stop <what>',
+    'connected guests keep their disks and wait for the next start, or are asked to close them',
+    ['keep', 'close'],
+    fallback,
+  )
 }
 
 /** --xen, --engine, --reactors and --placement. */

@@ -6,6 +6,7 @@
  *
  * Uses the backend that it is given, and does not close it. Runs on the JavaScript thread.
  */
+import { setTimeout } from 'node:timers/promises'
 import type { Backend } from '../backend.js'
 import type { Disk } from '../disk/disk.js'
 import { toVbdError, VbdError } from '../errors.js'
@@ -33,14 +34,21 @@ export interface DaemonOptions {
 export interface DaemonEvents {
   serving(vbd: Vbd, offer: DeviceOffer): void
   refused(offer: DeviceOffer, error: VbdError): void
+  /** A guest that uses its disk waits until it can be served again. */
+  waiting(offer: DeviceOffer, error: VbdError): void
   /** Left to whoever it belongs to. */
   ignored(offer: DeviceOffer): void
 }
+
+/** Milliseconds after which a disk is tried again that a connected guest waits for, doubled each time. */
+const RETRY_FIRST_MS = 500
+const RETRY_MOST_MS = 15_000
 
 /** Answers every device of a backend. */
 export class Daemon {
   readonly #o: DaemonOptions
   readonly #answering = new Set<Promise<void>>()
+  readonly #stopping = new AbortController()
   #unsubscribe: (() => void) | undefined
 
   constructor(options: DaemonOptions) {
@@ -59,6 +67,7 @@ export class Daemon {
   /** Takes nothing new; resolves when the answers under way are given. What is served is served on. */
   async stop(): Promise<void> {
     this.#unsubscribe?.()
+    this.#stopping.abort()
     await Promise.allSettled(this.#answering)
   }
 
@@ -70,11 +79,28 @@ export class Daemon {
       return
     }
     try {
-      events.serving(await this.#serve(offer), offer)
+      events.serving(await this.#keepTrying(offer), offer)
     } catch (thrown) {
+      if (this.#stopping.signal.aborted) return
       const error = toVbdError(thrown)
       await offer.refuse(sentence(error))
       events.refused(offer, error)
+    }
+  }
+
+  /** A guest that uses its disk would lose it with a refusal: it waits instead, for a mount perhaps. */
+  async #keepTrying(offer: DeviceOffer): Promise<Vbd> {
+    let said = ''
+    for (let delayMs = RETRY_FIRST_MS; ; delayMs = Math.min(2 * delayMs, RETRY_MOST_MS)) {
+      try {
+        return await this.#serve(offer)
+      } catch (thrown) {
+        const error = toVbdError(thrown)
+        if (!offer.connected || error.code === 'ERR_VBD_NOT_FOUND') throw error
+        if (error.message !== said) this.#o.events.waiting(offer, error)
+        said = error.message
+      }
+      await setTimeout(delayMs, undefined, { signal: this.#stopping.signal, ref: false })
     }
   }
 

@@ -77,7 +77,8 @@ export interface OverdueRequest {
 
 export interface NativeVbd {
   connect(connection: Connection): Promise<{ transfer: Transfer }>
-  disconnect(): Promise<void>
+  /** True: every request that was taken was answered. */
+  disconnect(): Promise<boolean>
   tune(tunables: Partial<Tunables>): void
   counters(): VbdCounters
   useDisk(disk: NativeDisk): void

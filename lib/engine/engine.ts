@@ -34,6 +34,13 @@ export interface Connection {
    * were found to sleep. False by default.
    */
   readonly apart?: boolean
+  /**
+   * The rings are in use: another process served them, and this one goes on at their rsp_prod. `drained`: that process
+   * answered all that it took. `idle`: it may have died at any moment, so `connect` rejects with ERR_VBD_PROTOCOL where
+   * any ring holds a request without a response. Either way each ring's frontend is notified once, because the last
+   * one may have died before it did.
+   */
+  readonly takeOver?: 'drained' | 'idle'
 }
 
 /** What the engine was told to offer; the same for every connection of a vbd. */
@@ -212,8 +219,12 @@ export interface EngineVbd {
    * ERR_VBD_GRANT or ERR_VBD_PROTOCOL; then nothing is left mapped or bound.
    */
   connect(connection: Connection): Promise<{ transfer: Transfer }>
-  /** Stops intake, waits for the disk, unmaps and unbinds all. Idempotent; resolves when no guest page is held. */
-  disconnect(): Promise<void>
+  /**
+   * Stops intake, waits for the disk, unmaps and unbinds all. Idempotent; resolves when no guest page is held. True:
+   * every request that the last connection took was answered, so that its rings can be gone on with at their rsp_prod;
+   * not so after a failed flush (R-41) or on a corrupt ring.
+   */
+  disconnect(): Promise<boolean>
   tune(tunables: Partial<Tunables>): void
   counters(): VbdCounters
   /**

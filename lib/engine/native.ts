@@ -278,7 +278,7 @@ class NativeVbdAdapter implements EngineVbd {
     })
   }
 
-  disconnect(): Promise<void> {
+  disconnect(): Promise<boolean> {
     return this.#inTurn(() => this.#disconnect())
   }
 
@@ -336,13 +336,14 @@ class NativeVbdAdapter implements EngineVbd {
   async #connect(connection: Connection): Promise<{ transfer: Transfer }> {
     this.#stuck = false
     const connected = await this.#native.connect(connection)
-    this.#connection = connection
+    const { takeOver: _once, ...ours } = connection
+    this.#connection = ours
     return connected
   }
 
-  async #disconnect(): Promise<void> {
+  async #disconnect(): Promise<boolean> {
     this.#connection = undefined
-    await this.#native.disconnect()
+    return await this.#native.disconnect()
   }
 }
 

@@ -30,6 +30,11 @@ export interface AttachmentOptions {
 /** Times a minute that directories are made: a guest may remove its own as often as it likes. */
 const CREATIONS_PER_MINUTE = 30
 
+/** Milliseconds that a frontend is given to close. */
+export const CLOSE_TIMEOUT_MS = 10_000
+/** Milliseconds that leaving waits for a look in progress. */
+const LEAVE_MS = 1000
+
 /** The directories of one vbd that no toolstack takes care of. */
 export class Attachment {
   readonly #o: AttachmentOptions
@@ -69,6 +74,12 @@ export class Attachment {
   /** The vbd has nothing left to do. */
   settled(): void {
     if (this.#waiting) this.poke()
+  }
+
+  /** Leaves the directories as they are. */
+  async leave(): Promise<void> {
+    this.#closed = true
+    await within(this.#runner.stop(), LEAVE_MS)
   }
 
   /** Asks for the device to be closed, for good. */
@@ -136,17 +147,31 @@ function isOurs(presence: Presence): boolean {
   return presence === 'ours' || presence === 'half' || presence === 'orphan'
 }
 
+export interface CloseOptions {
+  /** Milliseconds that a guest is given to close; 10,000 by default. */
+  readonly timeoutMs?: number | undefined
+  /**
+   * The guest keeps its disk, and waits: another process that serves the same disk at the same place goes on where this
+   * one ended, without the guest's noticing. False by default: the guest is asked to close.
+   */
+  readonly keepGuest?: boolean | undefined
+}
+
 /**
  * Closes a vbd, and takes away what its attachment made. A store that does not answer is not waited for longer than a
  * guest.
  *
- * @param timeoutMs how long the guest may take; 0 where the store is known to be gone
+ * @param options.timeoutMs 0 where the store is known to be gone
  */
 export async function closeAttached(
   attachment: Attachment | undefined,
   lifecycle: Lifecycle,
-  timeoutMs: number,
+  { timeoutMs = CLOSE_TIMEOUT_MS, keepGuest = false }: CloseOptions,
 ): Promise<void> {
+  if (keepGuest) {
+    await attachment?.leave()
+    return lifecycle.leave()
+  }
   if (attachment !== undefined) await quietly(within(attachment.beginClose(), timeoutMs))
   try {
     await lifecycle.close(timeoutMs)

@@ -147,7 +147,8 @@ export class Backing {
         if (this.#pause !== undefined) return undefined
         this.#stuck = false
         const result = await this.#vbd!.connect(connection)
-        this.#connection = connection
+        const { takeOver: _once, ...ours } = connection
+        this.#connection = ours
         return result
       })
       if (connected !== undefined) return connected
@@ -159,6 +160,15 @@ export class Backing {
     return this.#inTurn(async () => {
       this.#connection = undefined
       await this.#vbd?.disconnect()
+    })
+  }
+
+  /** Lets go of a connected guest for another process to go on with. False: its rings cannot be gone on with. */
+  leave(): Promise<boolean> {
+    return this.#inTurn(async () => {
+      const vbd = this.#attached()
+      this.#connection = undefined
+      return (await vbd?.disconnect()) === true
     })
   }
 
@@ -185,7 +195,9 @@ export class Backing {
       })
       this.#pause = { ended, end }
     }
-    await this.#inTurn(() => this.#attached()?.disconnect())
+    await this.#inTurn(async () => {
+      await this.#attached()?.disconnect()
+    })
   }
 
   /** Takes the rings up again where they are. Idempotent. A guest that cannot be served on is told by `onEvent`. */

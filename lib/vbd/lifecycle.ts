@@ -9,9 +9,9 @@
  *
  * Owns its Backing (disk and engine vbd) and the device that it is bound to. Runs on the JavaScript thread.
  */
-import { Condition, within } from '../deadline.js'
+import { Condition, Retry, within } from '../deadline.js'
 import type { DiskInfo, EngineEvent, Tunables } from '../engine/engine.js'
-import { toVbdError, VbdError } from '../errors.js'
+import { toVbdError } from '../errors.js'
 import { Coalescer } from '../xenbus/coalesce.js'
 import {
   type Device,
@@ -21,11 +21,19 @@ import {
 } from '../xenbus/device.js'
 import { decide, type Intent, type RingSituation, type Step, XenbusState } from '../xenbus/state.js'
 import type { XenstoreOps } from '../xenstore/xenstore.js'
-import { isReadOnly, type Offer, offersPersistent, TOOLSTACK_KEYS } from './advertise.js'
+import type { Offer } from './advertise.js'
+import { connectionInfo, prepareOffer, readTerms } from './agree.js'
 import { Backing, type BackingOptions } from './backing.js'
-import { negotiate, ringKeys, SHAPE_KEYS, type Terms } from './negotiate.js'
+import { meaningOf } from './engine_event.js'
 import { type ConnectionInfo, type LifecycleEvents, Reporter } from './reporter.js'
-import { announceSize } from './resize.js'
+import { SizeNews } from './resize.js'
+import {
+  drainedRecord,
+  type Inheritance,
+  RECORD_KEY,
+  ringRecord,
+  Succession,
+} from './succession.js'
 
 export interface LifecycleOptions
   extends Omit<BackingOptions, 'onEvent' | 'onResize' | 'onDiskError'> {
@@ -39,7 +47,6 @@ const RETRY_MOST_MS = 5000
 /** Milliseconds that closing waits for a step in progress. */
 const LAST_STEP_MS = 1000
 
-const EIO = 5
 const EINVAL = 22
 const EPROTO = 71
 
@@ -55,6 +62,8 @@ export class Lifecycle {
   #ring: RingSituation = 'none'
   #offer: Offer | undefined
   #connection: ConnectionInfo | undefined
+  /** Of the rings, for a process after us. */
+  #record = ''
   /** Connected was written, so that `disconnected` is due. */
   #announced = false
   /** Why this directory cannot be served at all; until it is made again. */
@@ -63,9 +72,10 @@ export class Lifecycle {
   #reason: DeviceError | undefined
   /** The device's watches are registered. */
   #watched = false
-  #sizeChanged = false
-  #retry: NodeJS.Timeout | undefined
-  #retryMs = RETRY_FIRST_MS
+  readonly #sizeNews = new SizeNews()
+  /** Until we have served this directory: an earlier process may have. */
+  #succession: Succession | undefined
+  readonly #retry = new Retry(() => this.poke(), RETRY_FIRST_MS, RETRY_MOST_MS)
   #closed = false
 
   constructor(options: LifecycleOptions) {
@@ -122,6 +132,7 @@ export class Lifecycle {
     this.#failure = undefined
     this.#offer = undefined
     this.#watched = false
+    this.#succession = new Succession(device, this.#backing, this.#o.options)
     this.poke()
   }
 
@@ -138,18 +149,22 @@ export class Lifecycle {
       await this.#part('stop', timeoutMs)
       if (!this.#parted()) await this.#part('abandon', Math.min(timeoutMs, 2000))
     }
-    this.#closed = true
-    clearTimeout(this.#retry)
-    // A step that waits for a store that is gone must not keep the engine from letting go.
-    await within(this.#runner.stop(), LAST_STEP_MS)
-    const device = this.#device
-    if (device !== undefined) {
-      await device.close()
-      await within(device.clearError(), LAST_STEP_MS)
+    const device = await this.#end()
+    if (device !== undefined) await within(device.clearError(), LAST_STEP_MS)
+    await this.#letGo()
+  }
+
+  /** Stops serving without a word to the frontend: another process goes on, where we end if that can be. Idempotent. */
+  async leave(): Promise<void> {
+    if (this.#closed) return
+    const device = await this.#end()
+    const connected = this.#ring === 'attached' && this.#reporter.own === XenbusState.Connected
+    if ((await this.#backing.leave()) && connected) {
+      const record = drainedRecord(this.#record)
+      const write = (tx: XenstoreOps, path: string) => tx.write(`${path}/${RECORD_KEY}`, record)
+      await within(device!.update(XenbusState.Connected, write), LAST_STEP_MS)
     }
-    await this.#backing.close()
-    this.#ring = 'none'
-    this.#leave()
+    await this.#letGo()
   }
 
   tune(tunables: Partial<Tunables>): void {
@@ -161,6 +176,22 @@ export class Lifecycle {
     const info = await act(this.#backing)
     await this.#runner.flush()
     return info
+  }
+
+  /** No further step is begun, and no change is heard of. */
+  async #end(): Promise<Device | undefined> {
+    this.#closed = true
+    this.#retry.end()
+    // A step that waits for a store that is gone must not keep the engine from letting go.
+    await within(this.#runner.stop(), LAST_STEP_MS)
+    await this.#device?.close()
+    return this.#device
+  }
+
+  async #letGo(): Promise<void> {
+    await this.#backing.close()
+    this.#ring = 'none'
+    this.#leave()
   }
 
   async #part(intent: Intent, timeoutMs: number): Promise<void> {
@@ -183,10 +214,9 @@ export class Lifecycle {
       while (this.#device !== undefined && !this.#closed) {
         if (!(await this.#advance(this.#device))) break
       }
-      await this.#tellSize()
-      clearTimeout(this.#retry)
-      this.#retry = undefined
-      this.#retryMs = RETRY_FIRST_MS
+      if (await this.#sizeNews.tell(this.#device, this.#reporter.own, this.#backing.info))
+        this.poke()
+      this.#retry.end()
       if (!this.#closed) this.#o.events.settled()
     } catch (thrown) {
       this.#stumble(thrown)
@@ -215,9 +245,11 @@ export class Lifecycle {
       disk: this.#failure === undefined ? 'ready' : 'failed',
       ring: this.#ring,
       intent: this.#intent,
+      adoptable: this.#succession?.isPossible === true,
     })
     if (steps.length === 0) return false
-    if (reason !== undefined) this.#blame({ errno: EPROTO, text: reason })
+    if (reason !== undefined)
+      this.#blame({ errno: EPROTO, text: this.#succession?.explain(reason) ?? reason })
     for (const step of steps) {
       if (this.#closed || !(await this.#perform(step, device))) break
       this.#progress.wake()
@@ -236,6 +268,8 @@ export class Lifecycle {
         return this.#advertise(device)
       case 'connect':
         return this.#connect(device)
+      case 'adopt':
+        return this.#adopt()
       case 'publish':
         return this.#publish(device)
       case 'closing':
@@ -247,24 +281,17 @@ export class Lifecycle {
 
   async #advertise(device: Device): Promise<boolean> {
     const own = this.#reporter.own!
-    const wrong = await device.checkIdentity()
-    if (wrong !== undefined) {
-      this.#failure = { errno: EINVAL, text: wrong, hotplug: true }
-      this.#reporter.warn(wrong)
+    const prepared = await prepareOffer(device, this.#backing, this.#o.options)
+    if ('failure' in prepared) {
+      this.#failure = prepared.failure
+      if (prepared.error === undefined) this.#reporter.warn(prepared.failure.text)
+      else this.#reporter.error(prepared.error)
       return false
     }
-    const keys = await device.readBackend(TOOLSTACK_KEYS)
-    try {
-      this.#offer = await this.#backing.prepare(isReadOnly(this.#o.options, keys), keys)
-    } catch (thrown) {
-      const error = toVbdError(thrown)
-      this.#failure = { errno: EIO, text: error.message, hotplug: true }
-      this.#reporter.error(error)
-      return false
-    }
+    this.#offer = prepared.offer
     this.#reason = undefined
     // Cleared before: it may change again while we write.
-    this.#sizeChanged = false
+    this.#sizeNews.settle()
     let outcome: WriteOutcome = 'changed'
     try {
       outcome = await device.update(own, async (tx, path) => {
@@ -280,32 +307,15 @@ export class Lifecycle {
   }
 
   async #connect(device: Device): Promise<boolean> {
-    const { features, maxRingPageOrder, maxQueues } = this.#offer!
-    const terms: Terms = {
-      domid: device.address.domid,
-      maxRingPageOrder,
-      maxQueues,
-      persistent: offersPersistent(features),
-      defaultProtocol: this.#o.options.defaultProtocol,
-    }
-    const shape = await device.readFrontend(SHAPE_KEYS)
-    const rings = await device.readFrontend(ringKeys(shape, terms))
-    const result = negotiate(new Map([...shape, ...rings]), terms)
+    const result = await readTerms(device, this.#offer!, this.#o.options.defaultProtocol)
     if (!result.ok) return this.#refuse(device, result.reason)
-
-    const { connection } = result
     try {
       // Set first: if the process of connecting is interrupted by a broken ring, it must be undone.
       this.#ring = 'attached'
-      const { transfer } = await this.#backing.connect(connection)
-      this.#connection = {
-        protocol: connection.protocol,
-        transfer,
-        persistent: connection.persistent,
-        queues: connection.rings.length,
-        ringPages: connection.rings[0]!.ringRefs.length,
-        features,
-      }
+      this.#succession = undefined
+      const { transfer } = await this.#backing.connect(result.connection)
+      this.#connection = connectionInfo(result.connection, transfer, this.#offer!.features)
+      this.#record = ringRecord(result.connection)
       return true
     } catch (thrown) {
       // Nothing is left mapped or bound then (Engine contract).
@@ -314,12 +324,34 @@ export class Lifecycle {
     }
   }
 
+  /** Goes on where an earlier process ended; the guest sees nothing of it. */
+  async #adopt(): Promise<boolean> {
+    let taken: Inheritance | undefined
+    try {
+      // Set first, as above.
+      this.#ring = 'attached'
+      taken = await this.#succession!.takeOver()
+    } finally {
+      if (taken === undefined) this.#ring = 'none'
+    }
+    // Whatever it found, there is another decision to be made.
+    if (taken === undefined) return false
+    this.#succession = undefined
+    this.#offer = taken.offer
+    this.#connection = taken.info
+    this.#record = taken.record
+    if (taken.sizeChanged) this.#sizeNews.raise()
+    this.#announce()
+    return true
+  }
+
   async #publish(device: Device): Promise<boolean> {
-    this.#sizeChanged = false
+    this.#sizeNews.settle()
     // Before: whoever sees Connected must not find the reason of an earlier refusal beside it.
     await device.clearError()
     const outcome = await device.update(XenbusState.InitWait, async (tx, path) => {
       await this.#writeKeys(tx, path)
+      await tx.write(`${path}/${RECORD_KEY}`, this.#record)
       await tx.write(`${path}/state`, `${XenbusState.Connected}`)
     })
     if (outcome !== 'written') return false
@@ -391,60 +423,25 @@ export class Lifecycle {
   }
 
   #engineEvent(event: EngineEvent): void {
-    if (this.#closed) return
-    const vbd = this.#o.name
-    if (event.type === 'ring-corrupt') {
-      if (this.#ring !== 'attached') return
-      this.#ring = 'broken'
-      const text = `ring ${event.queue} is corrupt: ${event.message}`
-      this.#reason = { errno: EPROTO, text }
-      this.#reporter.error(new VbdError('ERR_VBD_PROTOCOL', text, { vbd }))
-    } else {
-      const hold = this.#o.options.onFlushFailure === 'hold'
-      const text = `a flush failed: ${event.message}`
-      this.#reporter.error(
-        new VbdError('ERR_VBD_IO', text, {
-          vbd,
-          remedy: 'check the disk, then detach it from the guest and serve it again',
-        }),
-      )
-      if (hold || this.#ring !== 'attached') return
-      this.#ring = 'broken'
-      this.#reason = { errno: EIO, text }
-    }
+    if (this.#closed || (event.type === 'ring-corrupt' && this.#ring !== 'attached')) return
+    const { error, reason } = meaningOf(event, this.#o.name, this.#o.options.onFlushFailure)
+    this.#reporter.error(error)
+    if (reason === undefined || this.#ring !== 'attached') return
+    this.#ring = 'broken'
+    this.#reason = reason
     this.poke()
   }
 
   #resized(info: DiskInfo): void {
-    this.#sizeChanged = true
+    this.#sizeNews.raise()
     this.#o.events.resized(info)
     this.poke()
-  }
-
-  /** Tells a connected frontend that the disk has another size. */
-  async #tellSize(): Promise<void> {
-    const device = this.#device
-    const info = this.#backing.info
-    if (!this.#sizeChanged || device === undefined || info === undefined) return
-    const own = this.#reporter.own
-    if (own !== XenbusState.InitWait && own !== XenbusState.Connected) return
-    // Cleared before, as above.
-    this.#sizeChanged = false
-    let outcome: WriteOutcome = 'changed'
-    try {
-      outcome = await announceSize(device, own, info)
-    } finally {
-      if (outcome === 'changed') this.#sizeChanged = true
-    }
-    if (outcome === 'changed') this.poke()
   }
 
   /** A step failed: the store is gone (it wakes us when it is back), or something passing; both are tried again. */
   #stumble(thrown: unknown): void {
     if (this.#closed) return
     if (!isConnectionLoss(thrown)) this.#reporter.warn(toVbdError(thrown).message)
-    clearTimeout(this.#retry)
-    this.#retry = setTimeout(() => this.poke(), this.#retryMs).unref()
-    this.#retryMs = Math.min(this.#retryMs * 2, RETRY_MOST_MS)
+    this.#retry.later()
   }
 }

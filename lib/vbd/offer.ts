@@ -6,6 +6,7 @@ import type { Disk } from '../disk/disk.js'
 import { VbdError } from '../errors.js'
 import { formatVbdId, formatVdev } from '../units.js'
 import type { Device } from '../xenbus/device.js'
+import { parseState, XenbusState } from '../xenbus/state.js'
 import type { VbdOptions } from './options.js'
 import type { Vbd, VbdTunables } from './vbd.js'
 
@@ -21,7 +22,7 @@ export interface OfferAnswers {
   ignore(device: Device): void
 }
 
-const KEYS = ['params', 'mode', 'script', 'type', 'device-type', 'created-by'] as const
+const KEYS = ['params', 'mode', 'script', 'type', 'device-type', 'created-by', 'state'] as const
 
 type Keys = Readonly<Record<(typeof KEYS)[number], string | undefined>>
 
@@ -45,6 +46,8 @@ export class DeviceOffer {
   readonly deviceType: string | undefined
   /** Who made the directories, where it was no toolstack: `vbdkit`, ... */
   readonly createdBy: string | undefined
+  /** A guest uses it: an earlier process served it, and we may go on where that ended. */
+  readonly connected: boolean
   readonly #device: Device
   readonly #answers: OfferAnswers
   #answered = false
@@ -65,6 +68,7 @@ export class DeviceOffer {
     this.script = keys.script
     this.deviceType = keys['device-type']
     this.createdBy = keys['created-by']
+    this.connected = parseState(keys.state) === XenbusState.Connected
     this.#device = device
     this.#answers = answers
   }
@@ -78,7 +82,8 @@ export class DeviceOffer {
    * Serves this disk until the toolstack detaches the device; the vbd closes itself then. When this fails, the offer
    * can still be refused.
    *
-   * @throws as `Backend.serve`; ERR_VBD_STATE when the offer has been answered
+   * @throws as `Backend.serve`; ERR_VBD_NOT_FOUND when the device is gone, ERR_VBD_STATE when the offer has been
+   *   answered
    */
   async accept(disk: Disk, options: AcceptOptions = {}): Promise<Vbd> {
     this.#answer()

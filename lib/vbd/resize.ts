@@ -47,12 +47,45 @@ export function checkResize(
   return sizeBytes
 }
 
+/** Whether a frontend has still to be told that the disk has another size. */
+export class SizeNews {
+  #due = false
+
+  /** The disk has changed. */
+  raise(): void {
+    this.#due = true
+  }
+
+  /** The size is being written now, with everything else. Called before: it may change again meanwhile. */
+  settle(): void {
+    this.#due = false
+  }
+
+  /**
+   * Tells it what it does not know. True: our state has changed meanwhile, try again.
+   *
+   * @param own our state
+   */
+  async tell(
+    device: Device | undefined,
+    own: XenbusState | undefined,
+    disk: DiskInfo | undefined,
+  ): Promise<boolean> {
+    if (!this.#due || device === undefined || disk === undefined) return false
+    if (own !== XenbusState.InitWait && own !== XenbusState.Connected) return false
+    this.settle()
+    let outcome: WriteOutcome = 'changed'
+    try {
+      outcome = await announceSize(device, own, disk)
+    } finally {
+      if (outcome === 'changed') this.raise()
+    }
+    return outcome === 'changed'
+  }
+}
+
 /** Writes the size where our state is `own`; announces it where that is Connected. */
-export function announceSize(
-  device: Device,
-  own: XenbusState,
-  disk: DiskInfo,
-): Promise<WriteOutcome> {
+function announceSize(device: Device, own: XenbusState, disk: DiskInfo): Promise<WriteOutcome> {
   return device.update(own, async (tx, path) => {
     await tx.write(`${path}/sectors`, sectorsValue(disk))
     if (own === XenbusState.Connected) await tx.write(`${path}/state`, String(own))

@@ -11,6 +11,7 @@ import { VbdError } from '../errors.js'
 import { formatVbdId, formatVdev, type VbdId } from '../units.js'
 import type { Device } from '../xenbus/device.js'
 import { stateName, type XenbusStateName } from '../xenbus/state.js'
+import type { CloseOptions } from './attachment.js'
 import type { DiskPool } from './disk_pool.js'
 import { Lifecycle } from './lifecycle.js'
 import type { ResolvedVbdOptions } from './options.js'
@@ -82,12 +83,10 @@ export interface VbdSetup {
   /** Told when there is nothing left to do for now. */
   readonly onSettled: () => void
   /** Closes the lifecycle, and what the backend made around it. */
-  readonly onClose: (vbd: Vbd, timeoutMs: number) => Promise<void>
+  readonly onClose: (vbd: Vbd, options: CloseOptions) => Promise<void>
 }
 
 const LOG_STATS_SECONDS = 10
-/** Milliseconds that a frontend is given to close. */
-export const CLOSE_TIMEOUT_MS = 10_000
 
 /** A disk that is served to one guest. Made by `Backend.serve`. */
 export class Vbd {
@@ -335,11 +334,9 @@ export class Vbd {
   /**
    * Stops serving: asks the frontend to close, waits for it, lets go of every guest page, and takes away the xenstore
    * directories if we made them. A guest that does not close in time finds its disk gone. Idempotent.
-   *
-   * @param options.timeoutMs 10,000 by default
    */
-  close(options: { timeoutMs?: number } = {}): Promise<void> {
-    this.#closing ??= this.#close(options.timeoutMs ?? CLOSE_TIMEOUT_MS)
+  close(options: CloseOptions = {}): Promise<void> {
+    this.#closing ??= this.#close(options)
     return this.#closing
   }
 
@@ -347,10 +344,10 @@ export class Vbd {
     return this.close()
   }
 
-  async #close(timeoutMs: number): Promise<void> {
+  async #close(options: CloseOptions): Promise<void> {
     clearInterval(this.#logTimer)
     try {
-      await this.#setup.onClose(this, timeoutMs)
+      await this.#setup.onClose(this, options)
     } finally {
       this.#closed.abort()
       this.#emitter.emit('closed', { vbd: this })

@@ -71,6 +71,8 @@ export interface Situation {
   readonly disk: DiskSituation
   readonly ring: RingSituation
   readonly intent: Intent
+  /** With Connected and no ring: an earlier process may have left rings that can be gone on with. */
+  readonly adoptable?: boolean
 }
 
 /**
@@ -79,6 +81,7 @@ export interface Situation {
  * - `drop`: forget the device; nothing may be written any more
  * - `advertise`: publish every feature, and InitWait with them
  * - `connect`: negotiate, and have the engine take the rings
+ * - `adopt`: have the engine go on with the rings that an earlier process served
  * - `publish`: write the connect-time keys and Connected in one transaction
  * - `closing`, `closed`: write that state
  */
@@ -87,6 +90,7 @@ export type Step =
   | 'drop'
   | 'advertise'
   | 'connect'
+  | 'adopt'
   | 'publish'
   | 'closing'
   | 'closed'
@@ -194,13 +198,18 @@ function decideConnected(situation: Situation): Decision {
 }
 
 /**
- * Connected, but we hold nothing: an earlier process served this frontend and died. Requests that it consumed and
- * never answered are lost, and their slots may hold responses by now, so the rings cannot be taken over: the frontend
- * has to begin again.
+ * Connected, but we hold nothing: an earlier process served this frontend. If it left in good order, or with nothing
+ * under way, we go on where it ended. Else requests that it consumed and never answered are lost, and their slots may
+ * hold responses by now: the frontend has to begin again.
  */
 function decideOrphan(situation: Situation): Decision {
+  const { online, disk, intent, adoptable = false } = situation
   const kind = FRONT_CLASSES[situation.front]
   if (kind === 'fresh' || kind === 'closed') return close(situation)
+  if (kind === 'ready' && adoptable && online && intent === 'serve') {
+    if (disk === 'pending') return WAIT
+    if (disk === 'ready') return { steps: ['adopt'] }
+  }
   return {
     steps: ['closing'],
     reason: 'an earlier backend died while it served this frontend, which has to reconnect',

@@ -33,6 +33,10 @@ Result<BackRing> BackRing::attach(void* memory, uint32_t pages, Protocol protoco
     return ring;
 }
 
+bool BackRing::has_requests() const {
+    return shared::load_index(shared_ + kRingReqProd) != rsp_prod_published_;
+}
+
 void BackRing::stop() {
     stopped_ = true;
     req_prod_seen_ = req_cons_;

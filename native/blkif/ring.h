@@ -35,6 +35,10 @@ class BackRing {
 
     uint32_t entries() const { return entries_; }
 
+    /// Whether the frontend has produced requests that no response answers, as the shared indices
+    /// have it now. For a ring that was just attached.
+    bool has_requests() const;
+
     /// Loads the producer index: the one load of a pass. False: the producer overflowed, now
     /// or earlier, and the ring is stopped for good: no request is delivered any more, but
     /// those in flight can still be answered. An index that moved backwards is an overflow too: it

@@ -57,6 +57,10 @@ Result<std::unique_ptr<Queue>> Queue::open(const Options& options,
         queue->ring_address_, static_cast<uint32_t>(options.ring_refs.size()), options.protocol);
     if (!ring) return ring.error();
     queue->ring_ = std::move(ring).value();
+    if (options.take_over == TakeOver::kIdle && queue->ring_.has_requests()) {
+        return Error{ErrorKind::kRing, 0, "requests are under way on ring " +
+                                              std::to_string(options.index)};
+    }
     uint32_t entries = queue->ring_.entries();
 
     auto table =
@@ -94,10 +98,18 @@ Queue::~Queue() {
     channel_.reset();
     if (transfer_) transfer_->close();
     device_.reset();
+    if (started_) shared_->unanswered += ring_.in_flight() + (corrupt_ ? 1 : 0);
     if (ring_address_) {
         (void)!!grants_->unmap(ring_address_, static_cast<uint32_t>(options_.ring_refs.size()));
     }
     counters_.in_flight.set(0);
+}
+
+void Queue::start() {
+    started_ = true;
+    // Whoever served the ring before may have died between publishing its last responses and
+    // saying so; a notification too many does no harm.
+    if (options_.take_over != TakeOver::kNone) channel_->notify();
 }
 
 blkif::Limits Queue::limits() const {

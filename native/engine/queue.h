@@ -36,6 +36,11 @@ struct ReactorServices {
     GuestCall* guest_call = nullptr;
 };
 
+/// What became of the backend that served these rings before us, in another process. kDrained: it
+/// answered all that it took. kIdle: it may have died at any moment, so that only a ring without
+/// requests can be gone on with: what it took and did not answer cannot be told from the rest.
+enum class TakeOver : uint8_t { kNone, kDrained, kIdle };
+
 class Queue {
   public:
     struct Options {
@@ -45,6 +50,7 @@ class Queue {
         std::vector<GrantRef> ring_refs;
         Port remote_port = 0;
         memory::Strategy strategy = memory::Strategy::kCopy;
+        TakeOver take_over = TakeOver::kNone;
     };
 
     /// Maps the ring, binds the port, opens the device's queue; on the reactor's thread. On an
@@ -54,7 +60,7 @@ class Queue {
                                                const ReactorServices& services);
     ~Queue();
 
-    void start() { started_ = true; }
+    void start();
 
     /// One turn, bounded by the ring's size. True: something was done.
     bool pass(uint64_t now_ns);

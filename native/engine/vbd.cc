@@ -70,6 +70,7 @@ void Vbd::connect(const ConnectionSpec& spec, std::shared_ptr<xen::Xen> xen,
         return a->ring_count() < b->ring_count();
     });
     size_t first = static_cast<size_t>(fewest - reactors.begin());
+    shared_->unanswered = 0;
     shared_->slots.clear();
     shared_->barrier_owner = nullptr;
     for (size_t i = 0; i < rings; i++) {
@@ -97,6 +98,7 @@ void Vbd::open_rings(const std::shared_ptr<Attempt>& attempt) {
             options.ring_refs = attempt->spec.rings[i].ring_refs;
             options.remote_port = attempt->spec.rings[i].remote_port;
             options.strategy = attempt->strategy;
+            options.take_over = attempt->spec.take_over;
             auto queue =
                 Queue::open(options, self->shared_, *self->xen_, attempt->reactors[i]->services());
             if (queue) {

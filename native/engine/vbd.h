@@ -22,6 +22,7 @@ struct ConnectionSpec {
     DomainId domain = 0;
     blkif::Protocol protocol = blkif::Protocol::kNative;
     bool persistent = false;
+    TakeOver take_over = TakeOver::kNone;
     std::vector<RingSpec> rings;
 };
 
@@ -42,6 +43,10 @@ class Vbd : public std::enable_shared_from_this<Vbd> {
     /// Stops intake, drains, unmaps and unbinds. Calls `done` when no guest page is held; at once
     /// when there is no connection.
     void disconnect(std::function<void()> done);
+
+    /// Once disconnected: every request that the last connection took was answered, so that the
+    /// rings can be gone on with at their rsp_prod.
+    bool drained() const { return shared_->unanswered == 0; }
 
     /// Serves another device from the next connect() on. Error: kInvalidArgument while connected.
     Status use_device(std::shared_ptr<block::Device> device);

@@ -65,6 +65,10 @@ struct VbdShared {
     /// A flush failed: no write is trusted to become durable any more.
     std::atomic<bool> flush_failed{false};
 
+    /// Requests of the last connection that were taken and never answered, and one more for each
+    /// ring that broke: whole once its queues are gone.
+    std::atomic<uint32_t> unanswered{0};
+
     /// A barrier holds the gate from the moment it waits for the others' requests until it is done.
     /// Dekker's protocol: a ring sets busy, then reads the gate; the barrier sets the gate, then
     /// reads every busy.

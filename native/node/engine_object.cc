@@ -168,17 +168,19 @@ Napi::Value connect_vbd(const std::shared_ptr<VbdState>& state, const Napi::Call
 Napi::Value disconnect_vbd(const std::shared_ptr<VbdState>& state, Napi::Env env) {
     auto deferred = Napi::Promise::Deferred::New(env);
     if (!state->vbd || state->engine->stopped()) {
-        deferred.Resolve(env.Undefined());
+        deferred.Resolve(Napi::Boolean::New(env, false));
         return deferred.Promise();
     }
     auto dispatcher = state->engine->dispatcher;
     dispatcher->hold();
     auto engine = std::weak_ptr(state->engine);
-    state->vbd->disconnect([dispatcher, deferred, engine] {
-        dispatcher->post([dispatcher, deferred, engine](Napi::Env task_env) {
+    auto vbd = std::weak_ptr(state->vbd);
+    state->vbd->disconnect([dispatcher, deferred, engine, vbd] {
+        dispatcher->post([dispatcher, deferred, engine, vbd](Napi::Env task_env) {
             dispatcher->let_go();
             if (auto alive = engine.lock()) alive->reactors.drop_idle();
-            deferred.Resolve(task_env.Undefined());
+            auto left = vbd.lock();
+            deferred.Resolve(Napi::Boolean::New(task_env, left && left->drained()));
         });
     });
     return deferred.Promise();

@@ -85,6 +85,12 @@ Result<engine::ConnectionSpec> connection_of(Napi::Value value) {
         return invalid("protocol");
     }
     spec.persistent = flag(given, "persistent");
+    std::string take_over = text(given, "takeOver");
+    if (take_over == "drained") {
+        spec.take_over = engine::TakeOver::kDrained;
+    } else if (take_over == "idle") {
+        spec.take_over = engine::TakeOver::kIdle;
+    }
     Napi::Value rings = given.Get("rings");
     if (!rings.IsArray()) return invalid("list of rings");
     Napi::Array list = rings.As<Napi::Array>();

@@ -418,6 +418,77 @@ describe('toolstacks', () => {
     expect(world.written).toEqual([5, 6, 2, 4])
   })
 
+  it('leaves a connected guest to the next process, which goes on with its rings', async () => {
+    await open()
+    await world.createDomain()
+    await world.attach()
+    const first = await world.backend.serve('1:xvda', memory('1MiB'))
+    await world.connectLinux()
+    const before = world.vbd!.connection
+    await first.close({ keepGuest: true })
+    expect(world.engine.mapped).toBe(0)
+    expect(world.written).toEqual([2, 4])
+    expect(world.back('vbdkit-rings')).toMatch(/^1 drained /)
+    const second = await world.backend.serve('1:xvda', memory('2MiB'))
+    expect(await second.whenConnected()).toMatchObject({ protocol: 'x86_64-abi', queues: 1 })
+    expect(world.vbd!.connection).toEqual({ ...before, takeOver: 'drained' })
+    await world.until(() => world.back('sectors') === '4096', 'the new size is told')
+    expect(world.back('vbdkit-rings')).toMatch(/^1 open /)
+    // State 4 once more: that is how a size is told.
+    expect(world.written).toEqual([2, 4, 4])
+  })
+
+  it('goes on after the old one, as soon as it has let go of its ports', async () => {
+    await open()
+    await world.createDomain()
+    await world.attach()
+    const first = await world.backend.serve('1:xvda', memory('1MiB'))
+    await world.connectLinux()
+    await first.close({ keepGuest: true })
+    for (let turn = 0; turn < 2; turn++) {
+      world.engine.connectFailures.push(new VbdError('ERR_VBD_GRANT', 'the port is bound'))
+    }
+    const second = await world.backend.serve('1:xvda', memory('1MiB'))
+    await second.whenConnected()
+    // Not `idle`, although the record says `open` by now: that was us.
+    expect(world.vbd!.connection?.takeOver).toBe('drained')
+    expect(world.written).toEqual([2, 4])
+  })
+
+  it('does not go on with rings that hold what was never answered', async () => {
+    await open()
+    await world.createDomain()
+    await world.attach()
+    const first = await world.backend.serve('1:xvda', memory('1MiB'))
+    await world.connectLinux()
+    world.vbd!.drained = false
+    await first.close({ keepGuest: true })
+    expect(world.back('vbdkit-rings')).toMatch(/^1 open /)
+    world.engine.connectFailures.push(new VbdError('ERR_VBD_PROTOCOL', 'requests are under way'))
+    await world.backend.serve('1:xvda', memory('1MiB'))
+    await world.reach(5)
+    expect(world.warnings.join()).toContain('requests are under way')
+    await world.frontState(6)
+    await world.reach(6)
+    await world.frontState(1)
+    await world.connectLinux()
+    expect(world.vbd!.connection?.takeOver).toBeUndefined()
+  })
+
+  it('rings that broke in this process are not taken for those of an earlier one', async () => {
+    await open()
+    await world.createDomain()
+    await world.attach()
+    await world.backend.serve('1:xvda', memory('1MiB'))
+    await world.connectLinux()
+    // Let go of, and Closing not written yet.
+    world.ours.interruption = () => Promise.reject(new Error('passing'))
+    world.vbd!.emit({ type: 'ring-corrupt', queue: 0, message: 'too far' })
+    await world.reach(5)
+    expect(world.vbd!.connects).toBe(1)
+    expect(world.warnings.join()).toContain('passing')
+  })
+
   it('takes over an InitWait of a backend that died, on its own terms', async () => {
     await open()
     await world.createDomain()

@@ -388,6 +388,59 @@ TEST_CASE("engine: disconnect waits for the disk, answers what was taken, then h
     }
 }
 
+TEST_CASE("engine: rings that were drained are gone on with, requests of the meantime included") {
+    RigOptions options;
+    options.rings = 2;
+    EngineRig rig(memory_disk(1 << 20), options);
+    REQUIRE(rig.connect());
+    for (int turn = 0; turn < 40; turn++) {  // around the ring
+        CHECK(rig.transact(Operation::kWrite, 8, {rig.segment(0)}) == 0);
+        if (turn % 10 != 9) continue;
+        rig.disconnect();
+        CHECK(rig.vbd->drained());
+        rig.take_over = engine::TakeOver::kDrained;
+        Segment segment = rig.segment(0);
+        rig.fronts[1].write_data(Operation::kRead, 77, 0, std::span(&segment, 1));
+        rig.push(1);
+        REQUIRE(rig.connect());
+        CHECK(rig.collect(1, 1)[0].id == 77);
+    }
+}
+
+TEST_CASE("engine: after a death only rings without requests are gone on with, all or none") {
+    RigOptions options;
+    options.rings = 2;
+    EngineRig rig(memory_disk(1 << 20), options);
+    REQUIRE(rig.connect());
+    CHECK(rig.transact(Operation::kWrite, 8, {rig.segment(0)}) == 0);
+    rig.disconnect();
+    rig.take_over = engine::TakeOver::kIdle;
+    Segment segment = rig.segment(0);
+    rig.fronts[1].write_data(Operation::kRead, 5, 0, std::span(&segment, 1));
+    rig.push(1);
+    auto refused = rig.connect();
+    REQUIRE(!refused);
+    CHECK(refused.error().kind == ErrorKind::kRing);
+    CHECK(rig.xen->mapped_pages == 0);
+    CHECK(rig.xen->bound_ports == 0);
+    // Answered after all, by whoever was believed dead.
+    rig.take_over = engine::TakeOver::kDrained;
+    REQUIRE(rig.connect());
+    CHECK(rig.collect(1, 1)[0].id == 5);
+    rig.disconnect();
+    rig.take_over = engine::TakeOver::kIdle;
+    uint64_t drained_events = 0;
+    (void)!::read(rig.xen->channel(rig.ports[0]).to_front.get(), &drained_events,
+                  sizeof drained_events);
+    REQUIRE(rig.connect());
+    // It may have died before it said that it had answered.
+    uint64_t events = 0;
+    CHECK(::read(rig.xen->channel(rig.ports[0]).to_front.get(), &events, sizeof events) ==
+          sizeof events);
+    CHECK(events == 1);
+    CHECK(rig.transact(Operation::kRead, 8, {rig.segment(0)}) == 0);
+}
+
 TEST_CASE("engine: a barrier waits for every ring and holds every ring back") {
     RigOptions options;
     options.rings = 2;
@@ -476,6 +529,7 @@ TEST_CASE(
     CHECK(rig.wait_for_events(1).size() == 1);
     rig.disconnect();
     CHECK(rig.xen->mapped_pages == 0);
+    CHECK(!rig.vbd->drained());  // the flushes and the barrier
 }
 
 TEST_CASE("engine: disk errors become the right answers") {

@@ -119,6 +119,8 @@ export class FakeVbd implements EngineVbd {
   connection: Connection | undefined
   tunables: Partial<Tunables>
   connects = 0
+  /** What the next disconnects say. */
+  drained = true
   #busy = false
   #closed = false
 
@@ -149,7 +151,7 @@ export class FakeVbd implements EngineVbd {
     return { transfer: connection.persistent ? 'persistent' : 'copy' }
   }
 
-  async disconnect(): Promise<void> {
+  async disconnect(): Promise<boolean> {
     this.#enter('disconnect')
     await turns(2)
     this.#busy = false
@@ -158,6 +160,7 @@ export class FakeVbd implements EngineVbd {
       throw new VbdError('ERR_VBD_GRANT', 'unmap failed')
     }
     this.connection = undefined
+    return this.drained
   }
 
   tune(tunables: Partial<Tunables>): void {

@@ -25,6 +25,8 @@ import {
   addServiceOptions,
   engineOptionsOf,
   type OfferWords,
+  type OnStop,
+  onStopOption,
   type ProcessWords,
   vbdOptionsOf,
 } from '../vbd_options.js'
@@ -33,6 +35,7 @@ import { addTuningOptions, type TuningOptions, tuningOf } from './tune.js'
 
 interface DaemonWords extends DriverWords, TuningOptions, OfferWords, ProcessWords {
   readonly kind?: readonly KindClaim[]
+  readonly onStop?: OnStop
 }
 
 /** How long guests are given to let go of their disk: less than what `stoppable` gives us. */
@@ -46,7 +49,8 @@ export function addDaemon(program: Command, context: Context): void {
       'Serves every disk that a toolstack attaches with script=block-vbdkit, one process for all of them, until ' +
       'SIGTERM. The disk is what the target in its configuration says: /path/of/image, or ' +
       'DRIVER[,OPTION...]:ARGUMENT as in file,direct=on:/srv/a.raw or memory:1GiB. Disks of other backends are left ' +
-      'alone. To be run by a service manager: it says when it is ready (sd_notify).',
+      'alone. To be run by a service manager, which it tells when it is ready (sd_notify). Stopped and started ' +
+      'again, it goes on under its guests, which keep their disks and wait meanwhile.',
     examples: [
       ['vbdkit daemon', 'in dom0, without xen-blkback'],
       ['vbdkit daemon --kind vbd3 --kind vbdkit', 'beside xen-blkback: xl with backendtype=tap'],
@@ -59,6 +63,7 @@ export function addDaemon(program: Command, context: Context): void {
       '(default: vbd, vbd3, vbdkit)',
     (text: string, before: readonly KindClaim[] = []) => [...before, parseKind(text)],
   )
+  command.addOption(onStopOption('keep'))
   addEngineOptions(command)
   addServiceOptions(command)
   addOfferOptions(command)
@@ -93,13 +98,13 @@ async function run(context: Context, words: DaemonWords, signal: AbortSignal): P
     announceReady(announcer, claims, backend, control)
     service.ready(statusOf(backend))
     await Promise.race([aborted(AbortSignal.any([signal, end.signal])), lost(backend, words)])
-    announcer.say('stopping', {}, 'stopping')
+    announcer.say('stopping', {}, stoppingText(backend, words))
     return 0
   } finally {
     service.stopping()
     await daemon?.stop()
     await control?.close()
-    await backend?.close({ timeoutMs: CLOSE_MS })
+    await backend?.close({ timeoutMs: CLOSE_MS, keepGuest: keepsGuests(words) })
     if (backend !== undefined) announcer.say('stopped', {}, 'stopped')
     await log.close()
   }
@@ -140,10 +145,27 @@ function makeDaemon(
         service.status(statusOf(backend))
       },
       refused: ({ id }, error) => announcer.error(id, error),
+      waiting({ id }, error) {
+        announcer.error(id, error)
+        announcer.warn(id, 'its guest waits; this is tried again')
+      },
       ignored: ({ id, kind, script }) =>
         announcer.detail('ignored', { vbd: id, kind, script }, `${id}: not ours`),
     },
   })
+}
+
+/** A service is stopped to be started again: its guests must not lose their disks. */
+function keepsGuests({ onStop = 'keep' }: DaemonWords): boolean {
+  return onStop === 'keep'
+}
+
+function stoppingText(backend: Backend, words: DaemonWords): string {
+  const count = backend.vbds().filter(({ connected }) => connected).length
+  if (count === 0) return 'stopping'
+  return keepsGuests(words)
+    ? `stopping; ${count} connected disks wait for the next vbdkit daemon`
+    : `stopping; closing ${count} connected disks`
 }
 
 function statusOf(backend: Backend): string {

@@ -22,6 +22,8 @@ import {
   addServiceOptions,
   engineOptionsOf,
   type OfferWords,
+  type OnStop,
+  onStopOption,
   type ProcessWords,
   vbdOptionsOf,
 } from '../vbd_options.js'
@@ -32,6 +34,7 @@ interface ServeOptions extends DriverOptions, TuningOptions, OfferWords, Process
   readonly kind?: string
   readonly toolstack?: ToolstackChoice
   readonly ownThread?: true
+  readonly onStop?: OnStop
 }
 
 /** How long guests are given to let go of their disk: less than what `stoppable` gives us. */
@@ -93,6 +96,7 @@ function addServeOptions(command: Command): void {
         'auto',
       ),
     )
+    .addOption(onStopOption('close'))
 }
 
 async function serve(
@@ -134,7 +138,7 @@ async function serve(
   } finally {
     service.stopping()
     await control?.close()
-    await backend?.close({ timeoutMs: CLOSE_MS })
+    await backend?.close({ timeoutMs: CLOSE_MS, keepGuest: options.onStop === 'keep' })
     if (backend !== undefined) announcer.say('stopped', {}, 'stopped')
     await log.close()
   }

@@ -160,11 +160,15 @@ class EngineRig {
         return Segment{data_ref(data_page), first, last, 0};
     }
 
+    /// Of the connects to come.
+    engine::TakeOver take_over = engine::TakeOver::kNone;
+
     engine::ConnectionSpec spec() const {
         engine::ConnectionSpec connection;
         connection.domain = 1;
         connection.protocol = options.protocol;
         connection.persistent = options.persistent;
+        connection.take_over = take_over;
         for (uint32_t i = 0; i < options.rings; i++) {
             engine::RingSpec ring;
             for (uint32_t p = 0; p < options.ring_pages; p++) {

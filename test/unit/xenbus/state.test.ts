@@ -12,7 +12,7 @@ import {
 
 const S = XenbusState
 const STATES = Object.values(XenbusState)
-const DISKS = ['pending', 'ready', 'failed'] as const
+const DISKS = ['pending', 'ready', 'failed', 'refused'] as const
 const RINGS = ['none', 'attached', 'broken'] as const
 const INTENTS = ['serve', 'stop', 'abandon'] as const
 
@@ -22,7 +22,9 @@ function* situations(): Generator<Situation> {
       for (const online of [false, true])
         for (const disk of DISKS)
           for (const ring of RINGS)
-            for (const intent of INTENTS) yield { own, front, online, disk, ring, intent }
+            for (const intent of INTENTS)
+              for (const adoptable of [false, true])
+                yield { own, front, online, disk, ring, intent, adoptable }
 }
 
 const all = [...situations()]
@@ -76,7 +78,7 @@ describe('parseState', () => {
 
 describe('decide, over all situations', () => {
   it('there are as many as there should be, and each is answered', () => {
-    expect(all.length).toBe(10 * 9 * 2 * 3 * 3 * 3)
+    expect(all.length).toBe(10 * 9 * 2 * 4 * 3 * 3 * 2)
     expect(failing((situation) => decide(situation).steps.length <= 2)).toEqual([])
   })
 
@@ -110,6 +112,29 @@ describe('decide, over all situations', () => {
             ring === 'none' &&
             (front === S.Initialised || front === S.Connected)),
       ),
+    ).toEqual([])
+  })
+
+  it('goes on with the rings of an earlier process only with a disk, a ready frontend and no ring', () => {
+    expect(
+      failing(
+        (situation) =>
+          !decide(situation).steps.includes('adopt') ||
+          (situation.own === S.Connected &&
+            situation.adoptable === true &&
+            situation.disk === 'ready' &&
+            situation.ring === 'none' &&
+            situation.online &&
+            situation.intent === 'serve' &&
+            (situation.front === S.Initialised || situation.front === S.Connected)),
+      ),
+    ).toEqual([])
+  })
+
+  it('gives no ring to a frontend whose disk was refused', () => {
+    const rings: Step[] = ['connect', 'adopt']
+    expect(
+      failing((s) => s.disk !== 'refused' || !decide(s).steps.some((step) => rings.includes(step))),
     ).toEqual([])
   })
 
@@ -159,7 +184,7 @@ function rest(situation: Situation): Situation | undefined {
 function after(situation: Situation, step: Step): Situation {
   const own = target(step)
   if (step === 'disconnect') return { ...situation, ring: 'none' }
-  if (step === 'connect') return { ...situation, ring: 'attached' }
+  if (step === 'connect' || step === 'adopt') return { ...situation, ring: 'attached' }
   if (step === 'drop') return { ...situation, own: undefined }
   return { ...situation, own: own! }
 }
@@ -168,6 +193,10 @@ describe('decide, as the field has it', () => {
   it.each<[string, Partial<Situation>, Step[]]>([
     ['the toolstack made it', { own: S.Initialising }, ['advertise']],
     ['no disk yet', { own: S.Initialising, disk: 'pending' }, []],
+    ['it gets no disk: told in InitWait', { own: S.Initialising, disk: 'refused' }, ['advertise']],
+    ['it gets no disk: waiting for the toolstack', { disk: 'refused' }, []],
+    ['it gets no disk, and insists', { disk: 'refused', front: S.Initialised }, ['closing']],
+    ['it gets no disk, and is detached', { disk: 'refused', online: false }, ['closed']],
     ['the disk cannot be opened', { own: S.Initialising, disk: 'failed' }, ['closing']],
     ['somebody wrote 3 for us', { own: S.Initialised }, ['advertise']],
     ['waiting for the frontend', {}, []],
@@ -198,6 +227,16 @@ describe('decide, as the field has it', () => {
       ['disconnect', 'closing'],
     ],
     ['a backend died before us', { own: S.Connected, front: S.Connected }, ['closing']],
+    [
+      'a backend left its rings to us',
+      { own: S.Connected, front: S.Connected, adoptable: true },
+      ['adopt'],
+    ],
+    [
+      'it left them to us, and the frontend has closed',
+      { own: S.Connected, front: S.Closed, adoptable: true },
+      ['closed'],
+    ],
     ['detach in use', { own: S.Closing, front: S.Connected, ring: 'attached', online: false }, []],
     [
       'detach of what never connected',
