@@ -19,6 +19,7 @@ import { addServe } from './commands/serve.js'
 import { addStats } from './commands/stats.js'
 import { addTrace } from './commands/trace.js'
 import { addTune } from './commands/tune.js'
+import { addUnit } from './commands/unit.js'
 import { addXlScript } from './commands/xl_script.js'
 import { type Context, EXIT_CODES, fromCommander } from './program.js'
 import { Terminal } from './terminal.js'
@@ -90,6 +91,7 @@ function buildProgram(context: Context): Command {
     addStats,
     addResize,
     addTune,
+    addUnit,
     addPause,
     addResume,
     addTrace,
