@@ -17,6 +17,7 @@ import type { MockHost } from './mock/mock_host.js'
 import {
   defaultReactors,
   type EngineChoice,
+  type JsIo,
   openPlatform,
   type Platform,
   type XenChoice,
@@ -44,6 +45,8 @@ export interface BackendOptions {
   readonly xen?: XenChoice
   /** What moves the data; `native` by default. */
   readonly engine?: EngineChoice
+  /** How the engine `js` does file I/O: `fs`, through node:fs (default), or `uring`, by one io_uring call a pass. */
+  readonly jsIo?: JsIo
   /** Kinds of backend directories to serve, most wanted first; `['vbd']` by default. */
   readonly kinds?: readonly string[]
   /** Reactor threads, 1..64; half of the processors by default, 1 to 4. With the placement `guest`, for each guest. */
@@ -106,6 +109,7 @@ export class Backend {
       (await openPlatform({
         xen: options.xen ?? 'auto',
         engine: options.engine ?? 'native',
+        ...(options.jsIo === undefined ? {} : { jsIo: options.jsIo }),
         reactors,
         ...(options.placement === undefined ? {} : { placement: options.placement }),
         tunables: engineTunables(tunables),

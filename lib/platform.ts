@@ -5,6 +5,7 @@
 import { availableParallelism } from 'node:os'
 import type { Engine, Placement, Tunables } from './engine/engine.js'
 import { isControlDomain, openHostXen, openXenbusDevice } from './engine/host.js'
+import { createJsEngine, type JsIo } from './engine/js/engine.js'
 import {
   createNativeEngine,
   loadAddon,
@@ -25,6 +26,8 @@ export type XenChoice = 'auto' | 'host' | 'mock' | `mock:${string}`
 /** Which implementation moves the data. */
 export type EngineChoice = 'native' | 'js'
 
+export type { JsIo }
+
 export interface Platform {
   readonly kind: 'mock' | 'host'
   /** Our own domain. */
@@ -44,7 +47,9 @@ export type SlowGuestListener = (domid: number, elapsedMs: number) => void
 export interface PlatformOptions {
   readonly xen: XenChoice
   readonly engine: EngineChoice
-  /** Threads, 1..64; with the placement `guest`, at most so many for each guest. */
+  /** How the JavaScript engine does file I/O: node:fs (default), or one io_uring call a pass. */
+  readonly jsIo?: JsIo
+  /** Threads of the native engine, 1..64; with the placement `guest`, at most so many for each guest. */
   readonly reactors: number
   /** Whose they are; by default each guest's own on a Xen host, and shared on the mock. */
   readonly placement?: Placement
@@ -57,16 +62,8 @@ export interface PlatformOptions {
  * @throws ERR_VBD_NO_XEN, ERR_VBD_UNSUPPORTED, ERR_VBD_ARGUMENT, each with what to do
  */
 export async function openPlatform(options: PlatformOptions): Promise<Platform> {
-  if (options.engine === 'js') {
-    throw new VbdError('ERR_VBD_UNSUPPORTED', 'this build has no JavaScript engine', {
-      remedy: 'use the native engine, which is the default',
-    })
-  }
-  if (options.engine !== 'native') {
-    throw new VbdError('ERR_VBD_ARGUMENT', `there is no engine '${options.engine}'`, {
-      remedy: 'use the engine native',
-    })
-  }
+  checkChoice('engine', options.engine, ['native', 'js'])
+  if (options.jsIo !== undefined) checkChoice('way of I/O', options.jsIo, ['fs', 'uring'])
   const xen = resolveXen(options.xen)
   if (xen === 'mock') return openInProcessMock(options)
   if (xen === 'host') return openHost(options)
@@ -76,6 +73,13 @@ export async function openPlatform(options: PlatformOptions): Promise<Platform> 
 /** Half of the processors, 1 to 4. */
 export function defaultReactors(): number {
   return Math.max(1, Math.min(4, Math.floor(availableParallelism() / 2)))
+}
+
+function checkChoice(what: string, given: string, choices: readonly string[]): void {
+  if (choices.includes(given)) return
+  throw new VbdError('ERR_VBD_ARGUMENT', `there is no ${what} '${given}'`, {
+    remedy: `use ${choices.join(' or ')}`,
+  })
 }
 
 /** @throws for every choice that there is not */
@@ -153,18 +157,24 @@ async function openMock(dir: string, options: PlatformOptions): Promise<Platform
 /** An engine on both. Closes `xen`, not `store`, where it fails. */
 function assemble(xen: NativeXenConnection, store: Xenstore, options: PlatformOptions): Platform {
   try {
-    const engine = createNativeEngine({
-      xen,
-      reactors: options.reactors,
-      ...(options.placement === undefined ? {} : { placement: options.placement }),
-      tunables: options.tunables,
-      name: 'vbdkit',
-    })
+    const engine = createEngine(xen, options)
     return { kind: xen.kind, domid: xen.domid, store, engine, close: closer(engine, store, xen) }
   } catch (thrown) {
     xen.close()
     throw thrown
   }
+}
+
+function createEngine(xen: NativeXenConnection, options: PlatformOptions): Engine {
+  const { reactors, placement, tunables, jsIo = 'fs' } = options
+  if (options.engine === 'js') return createJsEngine({ xen, tunables, io: jsIo })
+  return createNativeEngine({
+    xen,
+    reactors,
+    ...(placement === undefined ? {} : { placement }),
+    tunables,
+    name: 'vbdkit',
+  })
 }
 
 /** The engine first: it still has to unmap. Idempotent. */

@@ -1,7 +1,7 @@
 /** The options about how disks are offered, opened and served: of every command that serves. */
 import type { Option } from 'commander'
 import type { Placement, Protocol, TransferChoice } from '../engine/engine.js'
-import type { EngineChoice, XenChoice } from '../platform.js'
+import type { EngineChoice, JsIo, XenChoice } from '../platform.js'
 import {
   MAX_INDIRECT_SEGMENTS,
   MAX_QUEUES,
@@ -30,6 +30,7 @@ export interface OfferWords {
 export interface ProcessWords {
   readonly xen: XenChoice
   readonly engine?: EngineChoice
+  readonly jsIo?: JsIo
   readonly reactors?: number
   readonly placement?: Placement
   readonly control?: string
@@ -134,11 +135,19 @@ export function onStopOption(fallback: OnStop): Option {
   )
 }
 
-/** --xen, --engine, --reactors and --placement. */
+/** --xen, --engine, --js-io, --reactors and --placement. */
 export function addEngineOptions(command: Command): void {
   command
     .addOption(xenOption('where Xen is: auto, host, mock (in this process) or mock:DIR'))
     .addOption(choiceOption('--engine <which>', 'what moves the data', ['native', 'js'], 'native'))
+    .addOption(
+      choiceOption(
+        '--js-io <how>',
+        'how the engine js does file I/O: node:fs, or one io_uring call a pass',
+        ['fs', 'uring'],
+        'fs',
+      ),
+    )
     .addOption(
       wholeOption('--reactors <n>', 'threads that serve rings', {
         min: 1,
@@ -168,10 +177,11 @@ export function addServiceOptions(command: Command): void {
 }
 
 /** For `Backend.open`. */
-export function engineOptionsOf({ xen, engine, reactors, placement }: ProcessWords) {
+export function engineOptionsOf({ xen, engine, jsIo, reactors, placement }: ProcessWords) {
   return {
     xen,
     ...(engine === undefined ? {} : { engine }),
+    ...(jsIo === undefined ? {} : { jsIo }),
     ...(reactors === undefined ? {} : { reactors }),
     ...(placement === undefined ? {} : { placement }),
   }

@@ -16,6 +16,7 @@ import type {
   VbdCounters,
   VbdFeatures,
 } from './engine.js'
+import type { OpenPrimitives } from './primitives.js'
 
 export interface NativeError extends Error {
   readonly kind: string
@@ -301,4 +302,6 @@ export interface Addon {
     tunables: Tunables
     name: string
   }): NativeEngine
+  /** What the JavaScript engine stands on. */
+  openPrimitives: OpenPrimitives
 }

@@ -208,6 +208,11 @@ class NativeEngineAdapter implements Engine {
     return guard({}, () => this.#native.heartbeats())
   }
 
+  /** What the engine holds, for leak checks. */
+  resources(): ReturnType<NativeEngine['resources']> {
+    return this.#native.resources()
+  }
+
   close(): Promise<void> {
     this.#closed ??= guardAsync({}, () => this.#native.close())
     return this.#closed

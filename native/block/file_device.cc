@@ -15,17 +15,18 @@ Result<std::unique_ptr<Device>> FileDevice::open(const FileOptions& options, IoC
     return std::unique_ptr<Device>(new FileDevice(std::move(backing).value(), io));
 }
 
-FileDevice::FileDevice(std::unique_ptr<FileBacking> backing, IoChoice io)
+FileDevice::FileDevice(std::unique_ptr<FileBacking> backing, IoChoice io, const char* way)
     : backing_(std::move(backing)), io_(io), geometry_(backing_->geometry()), worker_(*backing_) {
     geometry_.description =
-        describe(io == IoChoice::kUring || (io == IoChoice::kAuto && Uring::probe()));
+        describe(io == IoChoice::kUring || (io == IoChoice::kAuto && Uring::probe()), way);
     set_size(geometry_.size_bytes);
 }
 
-std::string FileDevice::describe(bool uring) const {
+std::string FileDevice::describe(bool uring, const char* way) const {
     std::string text = backing_->is_block_device() ? "device(" : "file(";
     text += backing_->path();
-    text += backing_->in_memory() ? ", inline" : uring ? ", io_uring" : ", sync";
+    if (way == nullptr) way = backing_->in_memory() ? "inline" : uring ? "io_uring" : "sync";
+    text += std::string(", ") + way;
     text += backing_->direct() ? ", O_DIRECT" : ", page cache";
     if (backing_->geometry().read_only) text += ", read-only";
     if (backing_->write_through()) text += ", write-through";

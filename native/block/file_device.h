@@ -25,8 +25,9 @@ class FileDevice final : public Device {
     /// is none.
     static Result<std::unique_ptr<Device>> open(const FileOptions& options, IoChoice io);
 
-    /// Over a backing that is open already.
-    FileDevice(std::unique_ptr<FileBacking> backing, IoChoice io);
+    /// Over a backing that is open already. `way`: how I/O is done, for the description, where
+    /// somebody else does it on the backing's descriptor.
+    FileDevice(std::unique_ptr<FileBacking> backing, IoChoice io, const char* way = nullptr);
 
     const Geometry& geometry() const override { return geometry_; }
     Result<std::unique_ptr<DeviceQueue>> open_queue(IoContext& context) override;
@@ -34,7 +35,7 @@ class FileDevice final : public Device {
     Result<uint64_t> refresh_size() override;
 
   private:
-    std::string describe(bool uring) const;
+    std::string describe(bool uring, const char* way) const;
     void set_size(uint64_t size_bytes);
 
     std::unique_ptr<FileBacking> backing_;

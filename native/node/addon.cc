@@ -6,6 +6,7 @@
 #include "node/engine_object.h"
 #include "node/host_object.h"
 #include "node/mock_object.h"
+#include "node/primitives_object.h"
 #include "node/script_object.h"
 
 namespace {
@@ -35,6 +36,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
     vbd::node::export_engine(env, exports);
     vbd::node::export_host(env, exports);
     vbd::node::export_mock(env, exports);
+    vbd::node::export_primitives(env, exports);
     vbd::node::export_script(env, exports);
     return exports;
 }

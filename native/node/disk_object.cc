@@ -11,6 +11,12 @@ namespace {
 
 constexpr napi_type_tag kDiskTag = {0x7662646b69740001, 0xd15c};
 
+}  // namespace
+
+void set_number(Napi::Object object, const char* name, double value) {
+    object.Set(name, Napi::Number::New(object.Env(), value));
+}
+
 Napi::Object disk_info(Napi::Env env, const block::Device& device) {
     const block::Geometry& geometry = device.geometry();
     Napi::Object info = Napi::Object::New(env);
@@ -25,12 +31,6 @@ Napi::Object disk_info(Napi::Env env, const block::Device& device) {
     set_number(info, "discardAlignment", geometry.discard_alignment);
     info.Set("description", geometry.description);
     return info;
-}
-
-}  // namespace
-
-void set_number(Napi::Object object, const char* name, double value) {
-    object.Set(name, Napi::Number::New(object.Env(), value));
 }
 
 Napi::Value throw_closed(Napi::Env env, const char* what) {

@@ -21,6 +21,9 @@ std::shared_ptr<DiskState> disk_of(Napi::Value value);
 /// Leaves an error pending: `what` is closed.
 Napi::Value throw_closed(Napi::Env env, const char* what);
 
+/// DiskInfo.
+Napi::Object disk_info(Napi::Env env, const block::Device& device);
+
 void set_number(Napi::Object object, const char* name, double value);
 
 }  // namespace vbd::node

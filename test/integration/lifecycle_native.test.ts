@@ -140,8 +140,8 @@ describe('the mock is stopped', () => {
       exitCode: 2,
     })
     await expect(Backend.open({ xen: 'host' })).rejects.toMatchObject({ exitCode: 2 })
-    await expect(Backend.open({ xen: 'mock', engine: 'js' })).rejects.toMatchObject({
-      code: 'ERR_VBD_UNSUPPORTED',
+    await expect(Backend.open({ xen: 'mock', engine: 'abacus' as never })).rejects.toMatchObject({
+      code: 'ERR_VBD_ARGUMENT',
     })
     await expect(Backend.open({ xen: 'mars' as never })).rejects.toMatchObject({
       code: 'ERR_VBD_ARGUMENT',

@@ -1,7 +1,7 @@
 /**
  * FakeGuest: a guest's hands without a hypervisor: memory is an ArrayBuffer, grants and ports are Maps. The backend's
- * hands are methods of the same object. Semantics as on Xen: a mapped grant cannot be ended, a delivered event masks its
- * port until unmask().
+ * hands are methods of the same object. Semantics as on Xen: a mapped grant cannot be ended, a delivered event masks
+ * its port until unmask().
  */
 import type { NativeMockGuest } from '../../lib/engine/addon.js'
 import type { GuestContext } from '../../lib/testing/guest_context.js'

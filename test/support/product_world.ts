@@ -18,10 +18,11 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { expect, vi } from 'vitest'
 import { Backend, type BackendOptions } from '../../lib/backend.js'
-import type { NativeEngine } from '../../lib/engine/addon.js'
-import { loadAddon } from '../../lib/engine/native.js'
+import { DEFAULT_TUNABLES, type Engine } from '../../lib/engine/engine.js'
 import type { MockHost } from '../../lib/mock/mock_host.js'
+import { openPlatform } from '../../lib/platform.js'
 import { MockGuest, type MockGuestOptions } from '../../lib/testing/guest.js'
+import { ENGINE } from './engines.js'
 
 export const MIB = 1024 * 1024
 const TMPFS_MAGIC = 0x01021994
@@ -41,6 +42,11 @@ export function tmpfsFolder(): string {
   return '/dev/shm'
 }
 
+/** What an engine tells beside its contract. */
+interface EngineResources {
+  resources(): { reactors: number; vbds: number; disks: number }
+}
+
 /** What a World has seen of its backend. */
 export interface Said {
   readonly warnings: string[]
@@ -51,24 +57,27 @@ export interface Said {
 export class World implements AsyncDisposable {
   readonly backend: Backend
   readonly mock: MockHost
-  /** The engine as the addon has it, for what its contract does not tell. */
-  readonly engine: NativeEngine
+  readonly engine: EngineResources
   readonly said: Said = { warnings: [], errors: [], states: [] }
   readonly #guests = new Set<MockGuest>()
   readonly #folders: string[] = []
   #nextDomid = 1
 
-  static async open(options: Omit<BackendOptions, 'xen' | 'engine'> = {}): Promise<World> {
-    const spy = vi.spyOn(loadAddon(), 'createEngine')
-    try {
-      const backend = await Backend.open({ xen: 'mock', reactors: 2, ...options })
-      return new World(backend, spy.mock.results[0]!.value as NativeEngine)
-    } finally {
-      spy.mockRestore()
-    }
+  /** A world on the engine under test, or the one that is named. */
+  static async open(options: Omit<BackendOptions, 'xen' | 'platform'> = {}): Promise<World> {
+    const { engine = ENGINE, jsIo, reactors = 2, tunables, ...rest } = options
+    const platform = await openPlatform({
+      xen: 'mock',
+      engine,
+      ...(jsIo === undefined ? {} : { jsIo }),
+      reactors,
+      tunables: { ...DEFAULT_TUNABLES, ...tunables },
+    })
+    const backend = await Backend.open({ ...rest, ...(tunables ? { tunables } : {}), platform })
+    return new World(backend, platform.engine as Engine & EngineResources)
   }
 
-  private constructor(backend: Backend, engine: NativeEngine) {
+  private constructor(backend: Backend, engine: EngineResources) {
     this.backend = backend
     this.engine = engine
     this.mock = backend.mock!

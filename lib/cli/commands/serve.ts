@@ -58,6 +58,10 @@ export function addServe(program: Command, context: Context): void {
       ],
       ['vbdkit serve 3:xvdb file /srv/cd.iso --read-only', 'guests may only read'],
       ['vbdkit serve --xen mock:/tmp/xen 1:xvda null 1TiB', 'nothing at all, for measurements'],
+      [
+        'vbdkit serve --xen mock:/tmp/xen 1:xvda memory 1GiB --engine js',
+        'by the engine that is written in TypeScript',
+      ],
       ['vbdkit serve 3:xvdb ./disk.ts', 'a disk in TypeScript; `vbdkit init` writes one'],
       [
         'vbdkit serve 3:xvdb ./disk.ts size=1GiB',
