@@ -54,6 +54,7 @@ export class Loop {
   #pollNs = 0
   #windowNs = 0
   #lastWorkNs = 0
+  #passNs = 0
   #lastSpinNs = 0
   #lastQuietCheckNs = 0
   #noSpinUntilNs = 0
@@ -122,6 +123,7 @@ export class Loop {
       return
     }
     const worked = this.#work(monotonicNs())
+    const passNs = this.#passNs
     const nowNs = monotonicNs()
     if (this.#closing > 0) this.#removeDrained()
     if (nowNs >= this.#timersDueNs) this.#runTimers(nowNs)
@@ -129,7 +131,7 @@ export class Loop {
       this.#lastSpinNs = nowNs
       if (nowNs - this.#lastQuietCheckNs >= QUIET_RING_NS) {
         this.#lastQuietCheckNs = nowNs
-        this.#armQuietRings(nowNs)
+        this.#armQuietRings(passNs)
       }
       this.#schedule()
     } else {
@@ -158,6 +160,7 @@ export class Loop {
 
   #passAll(nowNs: number): boolean {
     let worked = false
+    this.#passNs = nowNs
     const members = this.#members
     for (let i = 0; i < members.length; i++) {
       const { queue } = members[i]!
@@ -193,6 +196,7 @@ export class Loop {
     return all
   }
 
+  /** By the clock of the last pass, so that a ring that found work in it is not taken for quiet. */
   #armQuietRings(nowNs: number): void {
     const quietNs = Math.max(QUIET_RING_NS, this.#windowNs)
     for (const { queue } of this.#members) {
