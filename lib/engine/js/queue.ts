@@ -17,18 +17,18 @@
 import { VbdError } from '../../errors.js'
 import type { Connection, RingLayout, Transfer as Strategy } from '../engine.js'
 import { IO, type NativeGrants } from '../primitives.js'
+import { Answers } from './answers.js'
 import { BackRing } from './back_ring.js'
 import { Budget } from './budget.js'
 import type { QueueCounters } from './counters.js'
 import { type DiskQueue, ERRNO } from './disk_queue.js'
 import { Doorbell } from './doorbell.js'
 import { type InFlight, InFlightList, InFlightTable, OUTCOME, STAGE } from './in_flight.js'
-import { type Limits, parse, REJECT, type Reject, statusOf } from './request.js'
+import { type Limits, parse, REJECT, type Reject } from './request.js'
 import type { Services } from './services.js'
-import type { TraceRing } from './trace_ring.js'
 import { BATCH_REQUESTS, BATCH_SEGMENTS, Transfer } from './transfer.js'
 import type { VbdShared } from './vbd_shared.js'
-import { type Layout, MAX_SLOT_WORDS, OPERATION, SECTOR_BYTES, STATUS } from './wire.js'
+import { type Layout, MAX_SLOT_WORDS, OPERATION, SECTOR_BYTES } from './wire.js'
 
 export interface QueueOptions {
   readonly index: number
@@ -48,7 +48,7 @@ export class Queue {
   readonly #o: QueueOptions
   readonly #shared: VbdShared
   readonly #counters: QueueCounters
-  readonly #trace: TraceRing
+  readonly #answers: Answers
   readonly #budget: Budget
   readonly #grants: NativeGrants
   readonly #ring: BackRing
@@ -79,7 +79,6 @@ export class Queue {
     this.#o = options
     this.#shared = shared
     this.#counters = shared.countersOf(index)
-    this.#trace = shared.traceOf(index)
     this.#budget = new Budget(services.pool)
     this.#limits = shared.limits()
     this.#grants = services.primitives.openGrants()
@@ -107,6 +106,8 @@ export class Queue {
       this.#grants.close()
       throw thrown
     }
+    const trace = shared.traceOf(index)
+    this.#answers = new Answers(this.#ring, this.doorbell, this.#counters, trace)
     const { entries } = this.#ring
     const { maxIndirectSegments } = shared.features
     this.#table = new InFlightTable(
@@ -191,7 +192,7 @@ export class Queue {
     }
     // Memory, for example: answered in the same pass, and it took some time.
     if (this.#disk.hasCompletions && this.#reap(clock())) worked = true
-    this.#publish()
+    this.#answers.publish()
     if (worked) {
       this.lastWorkNs = nowNs
       this.doorbell.worked()
@@ -262,24 +263,8 @@ export class Queue {
     if (item === this.#barrier) this.#releaseBarrier()
     else if (this.atDisk === 0 && this.#shared.gateClosed(this)) this.#shared.wakeOthers(this)
     if (item.held) return
-    const { request } = item
-    let status: number = STATUS.okay
-    if (item.failed) status = STATUS.error
-    else if (item.unsupported) status = STATUS.unsupported
-    this.#ring.respond(request.idLow, request.idHigh, request.wireOperation, status)
-    this.#counters.answered(item, status, nowNs)
-    if (this.#trace.on) this.#trace.record(item, status, nowNs)
+    this.#answers.answer(item, nowNs)
     this.#table.giveBack(item)
-  }
-
-  #publish(): void {
-    if (!this.#ring.hasUnpublished) return
-    if (this.#ring.push()) {
-      this.doorbell.notify()
-      this.#counters.notificationsSent++
-    } else {
-      this.#counters.notificationsSaved++
-    }
   }
 
   // ---- from the ring to the disk
@@ -421,11 +406,7 @@ export class Queue {
   }
 
   #refuse(item: InFlight, reject: Reject): void {
-    const { request } = item
-    this.#counters.rejected[reject]!++
-    const status = statusOf(reject)
-    this.#ring.respond(request.idLow, request.idHigh, request.wireOperation, status)
-    if (this.#trace.on) this.#trace.record(item, status, item.startedNs)
+    this.#answers.refuse(item, reject)
     this.#budget.release(item)
     if (item === this.#barrier) this.#releaseBarrier()
     this.#table.giveBack(item)
