@@ -27,8 +27,10 @@ import {
   Attachment,
   type CloseOptions,
   closeAttached,
+  type Keeper,
   type ToolstackChoice,
 } from './vbd/attachment.js'
+import { Caretaker } from './vbd/caretaker.js'
 import { DiskPool } from './vbd/disk_pool.js'
 import { type BackendEvents, FORWARDED } from './vbd/events.js'
 import { Offers } from './vbd/offers.js'
@@ -38,7 +40,7 @@ import { Vbd, type VbdTunables } from './vbd/vbd.js'
 import { Bus } from './xenbus/bus.js'
 import { type Device, isConnectionLoss } from './xenbus/device.js'
 import { Limiter } from './xenbus/limiter.js'
-import { Toolstack } from './xenbus/toolstack.js'
+import { ATTACH_MARK, Directories, Toolstack } from './xenbus/toolstack.js'
 
 export interface BackendOptions {
   /** Where Xen is; `auto` by default. */
@@ -83,7 +85,7 @@ export class Backend {
   readonly #disks: DiskPool
   readonly #emitter = new Emitter<BackendEvents>()
   readonly #vbds = new Map<string, Vbd>()
-  readonly #attachments = new Map<Vbd, Attachment>()
+  readonly #attachments = new Map<Vbd, Keeper>()
   readonly #warnings = new Limiter()
   #tunables: VbdTunables
   #lost = false
@@ -277,6 +279,7 @@ export class Backend {
       await this.#attach(vbd, disk, options)
       const device = offered ?? this.#bus.find(id.domid, id.devid)
       if (offered !== undefined && !this.#bus.devices().includes(offered)) throw gone(vbd.id)
+      if (offered !== undefined) this.#takeCare(vbd, offered)
       if (device !== undefined) vbd.lifecycle.bind(device)
       throwIfAborted(options.signal)
       this.#requireOpen()
@@ -357,6 +360,11 @@ export class Backend {
     })
     await attachment.start()
     this.#attachments.set(vbd, attachment)
+  }
+
+  #takeCare(vbd: Vbd, { address }: Device): void {
+    const directories = new Directories(this.#platform.store, address, ATTACH_MARK)
+    this.#attachments.set(vbd, new Caretaker(directories, vbd.lifecycle))
   }
 
   async #closeVbd(id: VbdId, vbd: Vbd, options: CloseOptions): Promise<void> {

@@ -92,6 +92,31 @@ function resolveXen(xen: XenChoice): 'mock' | 'host' | { dir: string } {
   })
 }
 
+/**
+ * xenstore alone, for what a toolstack does.
+ *
+ * @returns the store, to be closed, and our own domain
+ * @throws ERR_VBD_NO_XEN, ERR_VBD_ARGUMENT for `mock`, which is in another process
+ */
+export async function openStore(choice: XenChoice): Promise<{ store: Xenstore; domid: number }> {
+  const xen = resolveXen(choice)
+  if (xen === 'mock') {
+    throw new VbdError('ERR_VBD_ARGUMENT', 'the mock Xen of this process has no guests', {
+      remedy: 'use mock:DIR, as given to `vbdkit mock DIR`',
+    })
+  }
+  if (xen !== 'host') {
+    return { store: await connectXenstore({ path: mockPaths(xen.dir).xenstore }), domid: 0 }
+  }
+  const store = await connectXenstore({ openDevice: openXenbusDevice })
+  try {
+    return { store, domid: await ownDomid(store) }
+  } catch (thrown) {
+    await store.close()
+    throw thrown
+  }
+}
+
 /** This machine's Xen. Whether there is one is settled first: xenstore may answer where no guest can be served. */
 async function openHost(options: PlatformOptions): Promise<Platform> {
   openHostXen({ domid: 0 }).close()

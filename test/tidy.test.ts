@@ -151,7 +151,7 @@ const LIB_LAYERS: Record<string, readonly string[]> = {
   vbd: ['xenstore', 'xenbus', 'disk', 'engine'],
   backend: ['xenstore', 'xenbus', 'disk', 'engine', 'mock', 'platform', 'vbd'],
   control: ['xenstore', 'vbd', 'backend'],
-  daemon: ['disk', 'vbd', 'backend'],
+  daemon: ['xenstore', 'xenbus', 'disk', 'vbd', 'backend'],
   testing: ['xenstore', 'xenbus', 'engine', 'mock'],
   bench: ['xenstore', 'disk', 'engine', 'mock', 'platform', 'vbd', 'backend', 'testing'],
   cli: [

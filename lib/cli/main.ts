@@ -5,6 +5,7 @@
 import { createRequire } from 'node:module'
 import { Command, CommanderError } from 'commander'
 import { toVbdError } from '../errors.js'
+import { addAttach, addDetach } from './commands/attach.js'
 import { addBench } from './commands/bench.js'
 import { addDaemon } from './commands/daemon.js'
 import { addDemo } from './commands/demo.js'
@@ -85,6 +86,8 @@ function buildProgram(context: Context): Command {
   for (const add of [
     addServe,
     addDaemon,
+    addAttach,
+    addDetach,
     addGuest,
     addMock,
     addList,

@@ -4,15 +4,13 @@
  * every other kind that is configured, all are. Pure.
  */
 import { VbdError } from '../errors.js'
+import { SERVE_MARK } from '../xenbus/toolstack.js'
 
 /** The name of the hotplug script that a disk line gives: `script=block-vbdkit`. */
 export const SCRIPT_NAME = 'block-vbdkit'
 
 /** The kind that `vbdkit attach` uses, which is nobody else's. */
 export const OWN_KIND = 'vbdkit'
-
-/** `created-by` of directories that a `vbdkit serve` has made for itself. */
-const SERVES_OWN = 'vbdkit'
 
 /** Kinds that other backends answer as well. */
 const SHARED_KINDS: readonly string[] = ['vbd', 'vbd3']
@@ -49,7 +47,7 @@ export interface ClaimKeys {
 
 /** Whether this device is ours to serve. */
 export function isOurs(claims: readonly KindClaim[], keys: ClaimKeys): boolean {
-  if (keys.createdBy === SERVES_OWN) return false
+  if (keys.createdBy === SERVE_MARK) return false
   const claim = claims.find(({ kind }) => kind === keys.kind)
   return claim !== undefined && (claim.all || isOurScript(keys.script))
 }

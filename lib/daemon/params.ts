@@ -5,6 +5,7 @@
  *     file:/srv/vm3.raw                         DRIVER:ARGUMENT, as on the command line
  *     file,direct=on,write-through:/srv/a.raw   options before the colon, by their names on the command line
  *     memory:1GiB
+ *     script:/srv/disks/clock.ts                a disk that is a program
  *     aio:...                                   what xl puts before a target with backendtype=tap
  *
  * Nothing is looked at but the text: an image is never probed for a format. Pure.
@@ -46,6 +47,9 @@ interface OptionRule {
   /** What it stands for when it takes nothing. */
   readonly means?: boolean
 }
+
+/** Drivers whose argument is a path: absolute, because nobody knows where a daemon is. */
+const PATH_DRIVERS: readonly string[] = ['file', 'script']
 
 const AUTO_ON_OFF = ['auto', 'on', 'off']
 const IO = ['auto', 'uring', 'sync']
@@ -92,7 +96,7 @@ export function parseParams(text: string | undefined): DiskParams {
   const [, driver = '', options = '', argument = ''] = match
   const parts: Parts = { words: {}, vbd: {} }
   for (const option of options.split(',').slice(1)) setOption(parts, option)
-  if (driver === 'file' && !argument.startsWith('/')) {
+  if (PATH_DRIVERS.includes(driver) && !argument.startsWith('/')) {
     throw wrong(`the path '${argument}' is not absolute`)
   }
   return { driver, argument, ...parts }

@@ -35,6 +35,9 @@ export const CLOSE_TIMEOUT_MS = 10_000
 /** Milliseconds that leaving waits for a look in progress. */
 const LEAVE_MS = 1000
 
+/** Who takes care of a vbd's directories. */
+export type Keeper = Pick<Attachment, 'poke' | 'settled' | 'leave' | 'beginClose' | 'finishClose'>
+
 /** The directories of one vbd that no toolstack takes care of. */
 export class Attachment {
   readonly #o: AttachmentOptions
@@ -164,7 +167,7 @@ export interface CloseOptions {
  * @param options.timeoutMs 0 where the store is known to be gone
  */
 export async function closeAttached(
-  attachment: Attachment | undefined,
+  attachment: Keeper | undefined,
   lifecycle: Lifecycle,
   { timeoutMs = CLOSE_TIMEOUT_MS, keepGuest = false }: CloseOptions,
 ): Promise<void> {

@@ -200,12 +200,17 @@ export class Device {
     if (!this.#errorWritten) return
     this.#errorWritten = false
     const { error } = this.paths
-    const ofGuest = parentOf(error)
+    // A toolstack made that of any other domain, and gave it to the domain; dom0's is made with the first error.
+    const home = `/local/domain/${this.address.backendDomid}`
+    const top = this.address.backendDomid === 0 ? home : `${home}/error`
     await quietly(
       this.#store.transaction(async (tx) => {
         await tx.remove(error)
-        // The last error of a guest takes the guest's directory with it: domain numbers never end.
-        if ((await tx.tryList(ofGuest)).length === 0) await tx.remove(ofGuest)
+        // The last error takes the folders with it: domain numbers never end.
+        for (let folder = parentOf(error); folder !== top; folder = parentOf(folder)) {
+          if ((await tx.tryList(folder)).length > 0) return
+          await tx.remove(folder)
+        }
       }),
     )
   }

@@ -19,7 +19,10 @@ export interface DeviceDescription {
   readonly discard: boolean
 }
 
-const MARK = 'vbdkit'
+/** `created-by` of what a process makes for its own vbds, and takes away with them. */
+export const SERVE_MARK = 'vbdkit'
+/** `created-by` of what `vbdkit attach` makes: it stays until it is detached, or its guest is gone. */
+export const ATTACH_MARK = 'vbdkit-attach'
 
 /** What is in place of a device. */
 export type Presence =
@@ -35,61 +38,39 @@ export type Presence =
   /** A toolstack made it, and removes it. */
   | 'foreign'
 
-/** What a toolstack does for one device. */
-export class Toolstack {
+/** One device's directories, made by us or by a toolstack. */
+export class Directories {
   readonly paths: DevicePaths
-  readonly #store: Xenstore
-  readonly #address: DeviceAddress
-  readonly #description: DeviceDescription
+  readonly mark: string
+  protected readonly store: Xenstore
+  protected readonly address: DeviceAddress
 
-  constructor(store: Xenstore, address: DeviceAddress, description: DeviceDescription) {
-    this.#store = store
-    this.#address = address
-    this.#description = description
+  /** @param mark `created-by` of what counts as ours */
+  constructor(store: Xenstore, address: DeviceAddress, mark = SERVE_MARK) {
+    this.store = store
+    this.address = address
+    this.mark = mark
     this.paths = devicePaths(address)
   }
 
   async look(): Promise<Presence> {
     const { backend, frontend } = this.paths
     const [introduced, state, mark, front] = await Promise.all([
-      this.#store.isDomainIntroduced(this.#address.domid),
-      this.#store.tryRead(`${backend}/state`),
-      this.#store.tryRead(`${backend}/created-by`),
-      this.#store.tryRead(`${frontend}/backend`),
+      this.store.isDomainIntroduced(this.address.domid),
+      this.store.tryRead(`${backend}/state`),
+      this.store.tryRead(`${backend}/created-by`),
+      this.store.tryRead(`${frontend}/backend`),
     ])
-    if (state !== undefined && mark !== MARK) return 'foreign'
+    if (state !== undefined && mark !== this.mark) return 'foreign'
     if (!introduced) return state === undefined ? 'no-domain' : 'orphan'
     if (state === undefined) return 'absent'
     return front === undefined ? 'half' : 'ours'
   }
 
-  /** Writes both directories, replacing what is there of ours. False: somebody else was faster; nothing was changed. */
-  async create(): Promise<boolean> {
-    const { backend, frontend } = this.paths
-    const { domid, backendDomid } = this.#address
-    return this.#store.transaction(async (tx) => {
-      const there = await tx.tryRead(`${backend}/state`)
-      if (there !== undefined && (await tx.tryRead(`${backend}/created-by`)) !== MARK) return false
-      await this.#directory(tx, frontend, owned(domid, backendDomid), this.#frontendKeys())
-      await this.#directory(tx, backend, owned(backendDomid, domid), this.#backendKeys())
-      return true
-    })
-  }
-
-  /** Brings the keys that describe the disk up to date in a backend directory that an earlier process made. */
-  async refresh(): Promise<void> {
-    const { backend } = this.paths
-    const { state: _state, ...keys } = this.#backendKeys()
-    await this.#store.transaction(async (tx) => {
-      if ((await tx.tryRead(`${backend}/created-by`)) !== MARK) return
-      for (const [key, value] of Object.entries(keys)) await tx.write(`${backend}/${key}`, value)
-    })
-  }
-
   /** What `xl block-detach` does first: the device shall close, and not open again. */
   async requestClose(): Promise<void> {
     const { backend } = this.paths
-    await this.#store.transaction(async (tx) => {
+    await this.store.transaction(async (tx) => {
       const state = await tx.tryRead(`${backend}/state`)
       if (state === undefined) return
       await tx.write(`${backend}/online`, '0')
@@ -100,14 +81,76 @@ export class Toolstack {
     })
   }
 
+  /** The device has closed, and shall not open again. */
+  async isClosedForGood(): Promise<boolean> {
+    const { backend } = this.paths
+    const [state, online] = await Promise.all([
+      this.store.tryRead(`${backend}/state`),
+      this.store.tryRead(`${backend}/online`),
+    ])
+    return parseState(state) === XenbusState.Closed && online === '0'
+  }
+
   /** Removes both directories, and the folders around the backend's that are empty then. Idempotent. */
   async remove(): Promise<void> {
     const { backend, frontend } = this.paths
-    await this.#store.transaction(async (tx) => {
-      await tx.remove(frontend)
+    // Before the transaction: what a guest can write is no part of it (R-38).
+    const other = ((await this.store.tryRead(`${frontend}/backend`)) ?? backend) !== backend
+    await this.store.transaction(async (tx) => {
+      if (!other) await tx.remove(frontend)
       await tx.remove(backend)
     })
     await this.#removeEmpty(parent(backend))
+  }
+
+  /** Upward to `backend`, as libxl does, as long as nothing else is in them. */
+  async #removeEmpty(path: string): Promise<void> {
+    await this.store.transaction(async (tx) => {
+      for (let folder = path; folder.includes('/backend'); folder = parent(folder)) {
+        const children = await tx.tryList(folder)
+        if (children.length > 0) return
+        await tx.remove(folder)
+      }
+    })
+  }
+}
+
+/** What a toolstack does for one device. */
+export class Toolstack extends Directories {
+  readonly #description: DeviceDescription
+
+  constructor(
+    store: Xenstore,
+    address: DeviceAddress,
+    description: DeviceDescription,
+    mark = SERVE_MARK,
+  ) {
+    super(store, address, mark)
+    this.#description = description
+  }
+
+  /** Writes both directories, replacing what is there of ours. False: somebody else was faster; nothing was changed. */
+  async create(): Promise<boolean> {
+    const { backend, frontend } = this.paths
+    const { domid, backendDomid } = this.address
+    return this.store.transaction(async (tx) => {
+      const there = await tx.tryRead(`${backend}/state`)
+      if (there !== undefined && (await tx.tryRead(`${backend}/created-by`)) !== this.mark)
+        return false
+      await this.#directory(tx, frontend, owned(domid, backendDomid), this.#frontendKeys())
+      await this.#directory(tx, backend, owned(backendDomid, domid), this.#backendKeys())
+      return true
+    })
+  }
+
+  /** Brings the keys that describe the disk up to date in a backend directory that an earlier process made. */
+  async refresh(): Promise<void> {
+    const { backend } = this.paths
+    const { state: _state, ...keys } = this.#backendKeys()
+    await this.store.transaction(async (tx) => {
+      if ((await tx.tryRead(`${backend}/created-by`)) !== this.mark) return
+      for (const [key, value] of Object.entries(keys)) await tx.write(`${backend}/${key}`, value)
+    })
   }
 
   async #directory(
@@ -127,42 +170,31 @@ export class Toolstack {
     const { name, params, readOnly, cdrom, removable, discard } = this.#description
     return {
       frontend: this.paths.frontend,
-      'frontend-id': String(this.#address.domid),
+      'frontend-id': String(this.address.domid),
       online: '1',
       params,
       removable: flag(removable),
       bootable: '1',
       state: String(XenbusState.Initialising),
       dev: name,
-      type: this.#address.kind,
+      type: this.address.kind,
       mode: readOnly ? 'r' : 'w',
       'device-type': cdrom ? 'cdrom' : 'disk',
       'discard-enable': flag(discard && !readOnly),
       specification: 'xen',
-      'created-by': MARK,
+      'created-by': this.mark,
     }
   }
 
   #frontendKeys(): Record<string, string> {
     return {
       backend: this.paths.backend,
-      'backend-id': String(this.#address.backendDomid),
+      'backend-id': String(this.address.backendDomid),
       state: String(XenbusState.Initialising),
-      'virtual-device': String(this.#address.devid),
+      'virtual-device': String(this.address.devid),
       'device-type': this.#description.cdrom ? 'cdrom' : 'disk',
       trusted: '1',
     }
-  }
-
-  /** Upward to `backend`, as libxl does, as long as nothing else is in them. */
-  async #removeEmpty(path: string): Promise<void> {
-    await this.#store.transaction(async (tx) => {
-      for (let folder = path; folder.includes('/backend'); folder = parent(folder)) {
-        const children = await tx.tryList(folder)
-        if (children.length > 0) return
-        await tx.remove(folder)
-      }
-    })
   }
 }
 

@@ -14,7 +14,7 @@ import { formatSize } from '../../units.js'
 import type { DeviceOffer } from '../../vbd/offer.js'
 import type { Vbd } from '../../vbd/vbd.js'
 import { Announcer } from '../announcer.js'
-import { diskOf } from '../drivers.js'
+import { diskOf, loadDiskOf } from '../drivers.js'
 import { openLog } from '../log.js'
 import { action, addCommand, type Command, type Context } from '../program.js'
 import { aborted, stoppable } from '../signals.js'
@@ -135,7 +135,11 @@ function makeDaemon(
     claims,
     words: fileWords(words),
     vbd: vbdOptionsOf(words),
-    makeDisk: (driver, argument, options) => diskOf(driver, [argument], options),
+    // A disk that is a program has a thread of its own: it may be busy, and others must not wait for it.
+    makeDisk: (driver, argument, options) =>
+      driver === 'script'
+        ? loadDiskOf(argument, [], { ...options, ownThread: true })
+        : diskOf(driver, [argument], options),
     // Loaded since we started, by whoever attached another disk.
     obstacle: (kind) => (onHost(words) ? findConflicts([kind])[0] : undefined),
     isServedElsewhere: ({ domid, devid }) => answers(controlSocket(mockDir, domid, devid)),

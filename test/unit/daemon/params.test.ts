@@ -44,6 +44,7 @@ describe('params of a toolstack', () => {
     ['disk.img', 'neither an absolute path nor'],
     ['file:disk.img', 'is not absolute'],
     ['file:', 'is not absolute'],
+    ['script:disk.ts', 'is not absolute'],
     ['any thing', 'neither an absolute path nor'],
     ['../etc/passwd', 'neither an absolute path nor'],
     ['/srv/a\nb', 'control characters'],
