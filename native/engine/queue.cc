@@ -18,8 +18,11 @@ using memory::Stage;
 namespace {
 
 // One pass takes at most this many requests: enough to spread every per-batch cost, few enough that
-// the first answer of a long ring does not wait for hundreds of copies.
+// the first answer of a long ring does not wait for hundreds of copies. Where pages stay mapped
+// there is no grant call to spread, and half of a one-page ring is best: the guest's processor
+// fills that half again while we work on the other.
 constexpr uint32_t kBatchRequests = 64;
+constexpr uint32_t kBatchPersistent = 16;
 constexpr uint64_t kSpuriousDelayUnitNs = 1'000'000;
 constexpr uint64_t kSpuriousDelayMaxNs = 1'000'000'000;
 
@@ -43,6 +46,8 @@ Result<std::unique_ptr<Queue>> Queue::open(const Options& options,
                                            const ReactorServices& services) {
     auto queue = std::unique_ptr<Queue>(new Queue(options, std::move(shared)));
     queue->services_ = services;
+    queue->batch_limit_ =
+        options.strategy == memory::Strategy::kPersistent ? kBatchPersistent : kBatchRequests;
     queue->several_rings_ = queue->shared_->slots.size() > 1;
 
     auto grants = xen.open_grant_table();
@@ -200,7 +205,7 @@ uint32_t Queue::take_requests(const blkif::Limits& limits, uint64_t now_ns) {
     uint32_t taken = 0;
     uint32_t segments = 0;
     blkif::RawSlot slot;
-    while (batch_.size() < kBatchRequests && taken < kBatchRequests &&
+    while (batch_.size() < batch_limit_ && taken < batch_limit_ &&
            segments < memory::TransferScratch::kBatchSegments && ring_.next(slot)) {
         taken++;
         InFlight* item = table_.take();

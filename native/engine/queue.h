@@ -139,6 +139,7 @@ class Queue {
     blkif::BackRing ring_;
     memory::InFlightTable table_;
     bool several_rings_ = false;
+    uint32_t batch_limit_ = 0;  // requests that one pass takes
 
     std::vector<memory::InFlight*> batch_;
     std::vector<block::Io*> issued_;

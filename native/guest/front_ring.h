@@ -5,6 +5,7 @@
 //   rsp_cons ≤ rsp_prod_seen ≤ req_prod_published ≤ req_prod_private ≤ rsp_cons + nr_ents
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -218,6 +219,9 @@ inline bool FrontRing::push() {
 inline bool FrontRing::begin_pass() {
     const uint32_t rsp_prod = blkif::shared::load_index(memory_ + blkif::kRingRspProd);
     if (rsp_prod - rsp_cons_ > req_prod_published_ - rsp_cons_) return false;
+    // A request will be written where the response is.
+    const uint32_t count = std::min(rsp_prod - rsp_prod_seen_, entries_);
+    for (uint32_t i = 0; i < count; ++i) blkif::shared::prefetch(slot_at(rsp_prod_seen_ + i));
     rsp_prod_seen_ = rsp_prod;
     return true;
 }

@@ -19,6 +19,8 @@ Result<std::unique_ptr<PersistentGrants>> PersistentGrants::create(xen::GrantTab
     if (!flat) return flat.error();
     auto entries = ReservedArray<Entry>::create(kMaxCap);
     if (!entries) return entries.error();
+    flat.value().prefer_huge_tail();
+    entries.value().prefer_huge_tail();
     cache->flat_ = std::move(flat).value();
     cache->entries_ = std::move(entries).value();
     cache->set_cap(cap);
