@@ -51,7 +51,7 @@ export function chooseCpus(wanted: readonly number[] | undefined): Processors {
  */
 export function raisePriority(): boolean {
   try {
-    writeFileSync('/proc/self/autogroup', '-15')
+    writeFileSync('/proc/self/autogroup', '-20')
     return true
   } catch {
     return false
