@@ -2,6 +2,8 @@
  * The backend of a benchmark: a process that serves disks to the guests of a mock Xen with one engine, as `vbdkit
  * serve` does. Runs as a Child.
  */
+import { readFileSync } from 'node:fs'
+import { setTimeout as delay } from 'node:timers/promises'
 import { Backend, type ServeOptions } from '../backend.js'
 import type { Disk } from '../disk/disk.js'
 import { file, memory, nullDisk } from '../disk/drivers.js'
@@ -66,6 +68,16 @@ const handlers = {
   async unserve(id: string): Promise<void> {
     await served.get(id)?.close()
     served.delete(id)
+  },
+
+  /** Private memory that is resident once garbage is collected, bytes: guests' pages are theirs. */
+  async memory(): Promise<number> {
+    for (let i = 0; i < 3; i++) {
+      globalThis.gc?.()
+      await delay(20)
+    }
+    const kib = /^RssAnon:\s+(\d+) kB$/m.exec(readFileSync('/proc/self/status', 'utf8'))?.[1]
+    return Number(kib) * 1024
   },
 
   async disturb(on: boolean): Promise<void> {

@@ -49,7 +49,7 @@ export class Child<H extends Handlers> {
     this.#name = name
     const path = fileURLToPath(new URL(script, import.meta.url))
     // Garbage collection in parallel would take the other processor from who is measured there.
-    const node = [process.execPath, '--single-threaded-gc', path]
+    const node = [process.execPath, '--single-threaded-gc', '--expose-gc', path]
     this.#process = spawn('taskset', ['-c', String(cpu), ...node], {
       stdio: ['ignore', 'ignore', 'pipe', 'ipc'],
     })
@@ -168,10 +168,4 @@ export function wholeCpuNs(pid: number): number {
   // The name before it, in brackets, may hold anything.
   const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ')
   return (Number(fields[11]) + Number(fields[12])) * TICK_NS
-}
-
-/** Resident memory of a process, bytes. */
-export function residentBytes(pid: number): number {
-  const pages = Number(readFileSync(`/proc/${pid}/statm`, 'utf8').split(' ')[1])
-  return pages * 4096
 }

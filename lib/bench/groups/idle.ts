@@ -2,7 +2,6 @@
  * Idle and disturbed: what attached rings cost while nothing happens, and what a busy event loop does to native I/O.
  */
 import { setTimeout as delay } from 'node:timers/promises'
-import { residentBytes } from '../child.js'
 import { type Context, compare, settle } from '../context.js'
 import { figureOf } from '../figures.js'
 import { diskOf, mediaOf, prepare } from './files.js'
@@ -23,12 +22,12 @@ async function measureAttached(context: Context): Promise<void> {
   const disk = { driver: 'null', sizeBytes: 1024 * MIB } as const
   // Once before: what the first guest of a process costs is not what a ring costs.
   await (await world.connect({ disk, guests: RINGS })).close()
-  const before = residentBytes(backend.pid)
+  const before = await backend.call('memory')
   const rings = await world.connect({ disk, guests: RINGS })
   try {
     await world.poll(backend, 50)
     context.note(`${RINGS} idle rings`)
-    const memory = Math.max(0, residentBytes(backend.pid) - before) / RINGS
+    const memory = Math.max(0, (await backend.call('memory')) - before) / RINGS
     const shares: number[] = []
     const seconds = quick ? 2 : 10
     for (let i = 0; i < 7; i++) {
@@ -51,7 +50,7 @@ async function measureAttached(context: Context): Promise<void> {
     settle(context, {
       id: 'W11',
       what: 'memory of an attached ring',
-      against: 'resident memory of the backend',
+      against: 'private memory of the backend',
       figure: figureOf([memory / 1024]),
       unit: 'KiB',
       better: 'less',
