@@ -52,6 +52,8 @@ export class Child<H extends Handlers> {
     const node = [process.execPath, '--single-threaded-gc', '--expose-gc', path]
     this.#process = spawn('taskset', ['-c', String(cpu), ...node], {
       stdio: ['ignore', 'ignore', 'pipe', 'ipc'],
+      // What is freed goes back to the system at once, so that memory in use can be told from memory once used.
+      env: { ...process.env, MALLOC_TRIM_THRESHOLD_: '65536', MALLOC_MMAP_THRESHOLD_: '32768' },
     })
     this.#process.stderr!.on('data', (chunk: Buffer) => {
       this.#complaint = (this.#complaint + chunk.toString()).slice(-4096)
