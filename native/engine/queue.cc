@@ -18,11 +18,12 @@ using memory::Stage;
 namespace {
 
 // One pass takes at most this many requests: enough to spread every per-batch cost, few enough that
-// the first answer of a long ring does not wait for hundreds of copies. Where pages stay mapped
-// there is no grant call to spread, and half of a one-page ring is best: the guest's processor
-// fills that half again while we work on the other.
+// the first answer of a long ring does not wait for hundreds of copies.
 constexpr uint32_t kBatchRequests = 64;
-constexpr uint32_t kBatchPersistent = 16;
+// Of a ring that nobody shares the reactor with, where pages stay mapped and there is no grant call
+// to spread: half of a one-page ring. The guest's processor fills it again while we work on the
+// other half.
+constexpr uint32_t kBatchAlone = 16;
 constexpr uint64_t kSpuriousDelayUnitNs = 1'000'000;
 constexpr uint64_t kSpuriousDelayMaxNs = 1'000'000'000;
 
@@ -46,8 +47,6 @@ Result<std::unique_ptr<Queue>> Queue::open(const Options& options,
                                            const ReactorServices& services) {
     auto queue = std::unique_ptr<Queue>(new Queue(options, std::move(shared)));
     queue->services_ = services;
-    queue->batch_limit_ =
-        options.strategy == memory::Strategy::kPersistent ? kBatchPersistent : kBatchRequests;
     queue->several_rings_ = queue->shared_->slots.size() > 1;
 
     auto grants = xen.open_grant_table();
@@ -132,7 +131,9 @@ blkif::Limits Queue::limits() const {
     return limits;
 }
 
-bool Queue::pass(uint64_t now_ns) {
+bool Queue::pass(uint64_t now_ns, bool alone) {
+    const bool halves = alone && options_.strategy == memory::Strategy::kPersistent;
+    batch_limit_ = halves ? kBatchAlone : kBatchRequests;
     bool worked = reap(now_ns);
     if (started_) {
         worked |= consume(now_ns);

@@ -62,8 +62,9 @@ class Queue {
 
     void start();
 
-    /// One turn, bounded by the ring's size. True: something was done.
-    bool pass(uint64_t now_ns);
+    /// One turn, bounded by the ring's size. `alone`: no other ring of this reactor is busy. True:
+    /// something was done.
+    bool pass(uint64_t now_ns, bool alone);
 
     /// True when finished I/O waits for a pass().
     bool has_completions() const { return device_->has_completions(); }
@@ -139,7 +140,7 @@ class Queue {
     blkif::BackRing ring_;
     memory::InFlightTable table_;
     bool several_rings_ = false;
-    uint32_t batch_limit_ = 0;  // requests that one pass takes
+    uint32_t batch_limit_ = 0;  // requests that this pass takes
 
     std::vector<memory::InFlight*> batch_;
     std::vector<block::Io*> issued_;

@@ -144,13 +144,17 @@ bool Reactor::turn(uint64_t now_ns) {
     }
     bool completions = io_->poll() > 0;
     worked |= completions;
+    const bool alone = busy_rings_ <= 1;
+    busy_rings_ = 0;
     for (Member& member : members_) {
         Queue& queue = *member.queue;
         if (queue.armed()) {
             if (!completions || !queue.has_completions()) continue;
             queue.wake();
         }
-        worked |= queue.pass(now_ns);
+        if (!queue.pass(now_ns, alone)) continue;
+        worked = true;
+        busy_rings_++;
     }
     io_->submit();
     if (closing_count_ > 0) remove_drained();

@@ -117,6 +117,7 @@ class Reactor {
     std::unique_ptr<block::IoContext> io_;
     std::vector<Member> members_;
     uint32_t closing_count_ = 0;
+    uint32_t busy_rings_ = 0;  // that had work in the last turn
     uint64_t last_work_ns_ = 0;
     uint64_t last_spin_ns_ = 0;
     uint64_t last_event_check_ns_ = 0;
