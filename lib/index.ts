@@ -3,7 +3,7 @@
  */
 export { Backend, type BackendOptions, type ServeOptions } from './backend.js'
 export { type SliceOptions, slice, sliced } from './disk/compose.js'
-export { defineDisk } from './disk/define.js'
+export { defineDisk, defineFilter } from './disk/define.js'
 export type { Disk, DiskFilter, DiskUse } from './disk/disk.js'
 export {
   type FileOptions,
@@ -21,7 +21,10 @@ export {
   type DiskModule,
   type Duration,
   type Extent,
+  type ForwardedIo,
+  type MakeFilter,
   type OpenContext,
+  type OpenDisk,
   type RequestIo,
   type Size,
 } from './disk/script.js'

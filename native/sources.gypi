@@ -38,6 +38,7 @@
       "native/block/pattern_device.cc",
       "native/stages/open_disk.cc",
       "native/stages/slice.cc",
+      "native/block/disk_client.cc",
       "native/block/script_channel.cc",
       "native/block/script_device.cc",
       "native/memory/in_flight.cc",
@@ -54,6 +55,7 @@
     ],
     "addon_sources": [
       "native/node/addon.cc",
+      "native/node/client_object.cc",
       "native/node/convert.cc",
       "native/node/counters_object.cc",
       "native/node/disk_spec.cc",

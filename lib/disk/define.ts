@@ -14,9 +14,9 @@ import { basename } from 'node:path'
 import { fileURLToPath, pathToFileURL } from 'node:url'
 import { VbdError } from '../errors.js'
 import { formatSize, parseSize } from '../units.js'
-import { DescribedDisk, type Disk, type DiskUse } from './disk.js'
-import { checkDefinition } from './open_definition.js'
-import type { DiskDefinition, DiskModule } from './script.js'
+import { DescribedDisk, type Disk, type DiskFilter, type DiskUse, StagedDisk } from './disk.js'
+import { checkDefinition, checkName } from './open_definition.js'
+import type { DiskDefinition, DiskModule, MakeFilter } from './script.js'
 import type { ScriptSpec } from './spec.js'
 
 /**
@@ -61,6 +61,33 @@ function urlOf(module: URL | string): string {
       cause,
     })
   }
+}
+
+/**
+ * A filter made of functions, for `disk.with(...)`: what it gives is the disk from then on, and what it does not change
+ * is that of the disk below.
+ *
+ *     const upper = defineFilter('upper', (next) => ({
+ *       ...next,
+ *       async read(buf, offset, io) {
+ *         await next.read(buf, offset, io)
+ *         for (const [i, byte] of buf.entries()) if (byte > 96 && byte < 123) buf[i] = byte - 32
+ *       },
+ *     }))
+ *     file('text.img').with(upper)
+ *
+ * @param name for people
+ * @param make called when the disk is opened, with the open disk below
+ * @throws ERR_VBD_ARGUMENT for a name that is none
+ */
+export function defineFilter<State = undefined>(name: string, make: MakeFilter<State>): DiskFilter {
+  checkName(name)
+  const filter = make as unknown as MakeFilter<unknown>
+  return (base) =>
+    new StagedDisk([base], {
+      label: name,
+      spec: ([below]) => ({ driver: 'script-filter', name, base: below!, make: filter }),
+    })
 }
 
 /** The definition of a disk that runs in this thread; undefined for every other. */

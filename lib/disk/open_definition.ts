@@ -53,11 +53,14 @@ export interface OpenDefinition {
 /**
  * Opens a disk.
  *
+ * @param name what people call it; the definition's own by default
  * @throws ERR_VBD_ARGUMENT for an option out of range, ERR_VBD_BACKING for whatever `open` or `size` throws
  */
-export async function openDefinition(definition: DiskDefinition<unknown>): Promise<OpenDefinition> {
+export async function openDefinition(
+  definition: DiskDefinition<unknown>,
+  name: string = definition.name,
+): Promise<OpenDefinition> {
   checkDefinition(definition)
-  const { name } = definition
   const life = new AbortController()
   let state: unknown
   try {
@@ -77,7 +80,7 @@ export async function openDefinition(definition: DiskDefinition<unknown>): Promi
   try {
     return {
       definition,
-      shape: await shapeOf(definition, state),
+      shape: { ...(await shapeOf(definition, state)), name },
       functions: functionsOf(definition),
       state,
       resize: (sizeBytes) => resize(definition, state, sizeBytes),
@@ -96,9 +99,7 @@ export async function openDefinition(definition: DiskDefinition<unknown>): Promi
  */
 export function checkDefinition(definition: DiskDefinition<unknown>): void {
   const { name, size, read, sectorSize = 512 } = definition
-  if (typeof name !== 'string' || !/^[\x20-\x7e]{1,64}$/.test(name)) {
-    throw bad('a disk', 'has no name', "give it a name of printable ASCII: name: 'clock'")
-  }
+  checkName(name)
   if (typeof read !== 'function') throw bad(name, 'has no read', 'give it read(buf, offset, io)')
   for (const key of FUNCTIONS) {
     if (definition[key] !== undefined && typeof definition[key] !== 'function') {
@@ -112,6 +113,12 @@ export function checkDefinition(definition: DiskDefinition<unknown>): void {
   if (typeof size !== 'function') checkSize(name, parseSize(size), sectorSize)
   concurrencyOf(definition)
   deadlineOf(definition)
+}
+
+/** @throws ERR_VBD_ARGUMENT unless people can read it */
+export function checkName(name: string): void {
+  if (typeof name === 'string' && /^[\x20-\x7e]{1,200}$/.test(name)) return
+  throw bad('a disk', 'has no name', "give it a name of printable ASCII: name: 'clock'")
 }
 
 const FUNCTIONS = [

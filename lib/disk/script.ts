@@ -112,6 +112,44 @@ export interface DiskDefinition<State = undefined> {
   close?(state: State): Awaitable<void>
 }
 
+/** What a filter passes on with a request, or leaves out. */
+export interface ForwardedIo {
+  readonly signal?: AbortSignal
+  /** The write is on stable storage when its promise resolves. */
+  readonly fua?: boolean
+  readonly vbd?: string
+  readonly tag?: number
+}
+
+/**
+ * A disk that is open: what a filter has below it. Offsets and lengths are bytes and multiples of the sector size;
+ * buffers may have any length. What is undefined it cannot do. Promises reject with a DiskError, or with a RangeError
+ * for what is not on the disk.
+ *
+ * Every property is a disk's own: `{ ...next, read }` is the same disk with another `read`.
+ */
+export interface OpenDisk {
+  readonly name: string
+  /** Bytes. A disk that was resized has another size from then on. */
+  readonly size: number
+  readonly sectorSize: 512 | 4096
+  readonly physicalSectorSize: number
+  readonly discardGranularity: number
+  readonly readOnly: boolean
+  read(buf: Uint8Array, offset: number, io?: ForwardedIo): Promise<void>
+  write?(buf: Uint8Array, offset: number, io?: ForwardedIo): Promise<void>
+  flush?(io?: ForwardedIo): Promise<void>
+  discard?(offset: number, length: number, io?: ForwardedIo): Promise<void>
+  /** Makes the range zeroes; writes them where the disk below knows nothing better. */
+  zero?(offset: number, length: number, io?: ForwardedIo): Promise<void>
+  /** All of it is data where the disk below does not tell. */
+  extents(offset: number, length: number, io?: ForwardedIo): Promise<Iterable<Extent>>
+  resize?(size: number): Promise<void>
+}
+
+/** A disk out of the open disk below it. */
+export type MakeFilter<State = undefined> = (next: OpenDisk) => DiskDefinition<State>
+
 /** A disk in a module of its own, which runs on a thread of its own: a busy main loop does not slow it. */
 export interface DiskModule {
   /**

@@ -2,7 +2,7 @@
  * DiskSpec: what an engine opens, as plain data that travels to C++ and over a socket. A tree told apart by `driver`:
  * a driver is a leaf, a filter has the disk below it as `base`, a concatenation has `parts`. No secrets in it.
  */
-import type { DiskDefinition } from './script.js'
+import type { DiskDefinition, MakeFilter } from './script.js'
 
 /** A raw image file or a block device. */
 export interface FileSpec {
@@ -42,7 +42,7 @@ export type ScriptSource =
   /** In a module, a file: URL, to be loaded by a thread of its own. */
   | { readonly module: string; readonly options: unknown }
 
-/** A disk that a script serves: the one spec that is more than data. */
+/** A disk that a script serves: this and the next are more than data. */
 export interface ScriptSpec {
   readonly driver: 'script'
   readonly name: string
@@ -51,8 +51,16 @@ export interface ScriptSpec {
   readonly readOnly: boolean
 }
 
+/** A filter that a script is. */
+export interface ScriptFilterSpec {
+  readonly driver: 'script-filter'
+  readonly name: string
+  readonly base: DiskSpec
+  readonly make: MakeFilter<unknown>
+}
+
 /** Every disk that an engine may be asked to open. */
-export type DiskSpec = FileSpec | SizedSpec | SliceSpec | ScriptSpec
+export type DiskSpec = FileSpec | SizedSpec | SliceSpec | ScriptSpec | ScriptFilterSpec
 
 /** The disks directly below, from none (a driver) to several (a concatenation). */
 export function partsOf(spec: DiskSpec): readonly DiskSpec[] {

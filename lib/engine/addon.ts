@@ -53,6 +53,22 @@ export interface NativeScriptEnd {
   detach(): void
 }
 
+/** A script's end of a disk that it reads and writes; see native/block/disk_client.h. */
+export interface NativeDiskClient {
+  /** Requests that may be at work at a time. */
+  readonly slots: number
+  readonly slotBytes: number
+  /** Of each of the two rings. */
+  readonly entries: number
+  readonly control: ArrayBuffer
+  /** The slots' memory, one after the other. */
+  readonly pool: ArrayBuffer
+  /** There are submissions. */
+  kick(): void
+  /** Waits for what is at the device. Idempotent. */
+  close(): void
+}
+
 /** What a script disk is, for the engine. */
 export interface ScriptGeometry {
   readonly sizeBytes: number
@@ -95,6 +111,8 @@ export interface NativeEngine {
     geometry: ScriptGeometry,
     onOverdue: (request: OverdueRequest) => void,
   ): NativeDisk & { readonly channel: number }
+  /** Makes this thread a client of a disk. `onBell` is called when there are answers. */
+  openClient(disk: NativeDisk, slots: number, onBell: () => void): NativeDiskClient
   createVbd(
     name: string,
     disk: NativeDisk,

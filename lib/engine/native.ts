@@ -9,6 +9,7 @@ import { createRequire } from 'node:module'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { getSystemErrorName } from 'node:util'
+import { planOf } from '../disk/plan.js'
 import { pathOf } from '../disk/spec.js'
 import { VbdError, type VbdErrorCode, type VbdErrorOptions } from '../errors.js'
 import type { Addon, NativeDisk, NativeEngine, NativeError, NativeVbd, NativeXen } from './addon.js'
@@ -166,21 +167,20 @@ class NativeEngineAdapter implements Engine {
   }
 
   async openDisk(spec: DiskSpec): Promise<EngineDisk> {
-    if (spec.driver === 'script') {
-      const disk = await guardAsync({}, () =>
-        ScriptEngineDisk.open(spec, this.#native, loadAddon()),
-      )
-      nativeDisks.set(disk, disk.native)
-      return disk
-    }
-    const path = pathOf(spec)
-    const context = path === undefined ? {} : { path }
-    const disk = new NativeDiskAdapter(
-      guard(context, () => this.#native.openDisk(spec)),
-      context,
-    )
+    const disk = await this.#open(spec)
     nativeDisks.set(disk, disk.native)
     return disk
+  }
+
+  async #open(spec: DiskSpec): Promise<EngineDisk & { readonly native: NativeDisk }> {
+    const path = pathOf(spec)
+    const context = path === undefined ? {} : { path }
+    if (planOf(spec).runsIn === 'native') {
+      const native = guard(context, () => this.#native.openDisk(spec))
+      return new NativeDiskAdapter(native, context)
+    }
+    const world = { engine: this.#native, open: (below: DiskSpec) => this.#open(below) }
+    return guardAsync(context, () => ScriptEngineDisk.open(spec, loadAddon(), world))
   }
 
   createVbd(options: Parameters<Engine['createVbd']>[0]): EngineVbd {

@@ -13,7 +13,7 @@
 #include <utility>
 
 #include "base/clock.h"
-#include "base/units.h"
+#include "block/script_memory.h"
 
 namespace vbd::block {
 
@@ -24,18 +24,6 @@ constexpr uint32_t kSubmissionsPerSlot = 4;
 constexpr uint64_t kLeastPeriodNs = 5'000'000;
 constexpr uint64_t kMostPeriodNs = 500'000'000;
 constexpr int32_t kLargestErrno = 4095;
-
-Result<iovec> map_memory(size_t bytes, const char* what) {
-    void* memory = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
-                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) return system_error(ErrorKind::kNoMemory, errno, what);
-    ::madvise(memory, bytes, MADV_DONTDUMP);  // guests' data in core files
-    return iovec{memory, bytes};
-}
-
-size_t whole_pages(size_t bytes) {
-    return (bytes + kPageSize - 1) / kPageSize * kPageSize;
-}
 
 }  // namespace
 
@@ -52,24 +40,20 @@ Result<std::shared_ptr<ScriptChannel>> ScriptChannel::create(
     const uint32_t slots = options.concurrency;
     channel->submission_entries_ = std::bit_ceil(slots * kSubmissionsPerSlot);
     channel->answer_entries_ = std::bit_ceil(slots);
-    const size_t submissions = sizeof(ScriptIndices);
-    const size_t answers = submissions + channel->submission_entries_ * sizeof(uint32_t);
-    // A power of two of entries is a whole number of cache lines, or less than one.
-    const size_t descriptors =
-        (answers + channel->answer_entries_ * sizeof(ScriptAnswer) + 63) / 64 * 64;
-    auto control = map_memory(whole_pages(descriptors + slots * sizeof(ScriptDescriptor)),
-                              "mapping a script's rings");
+    const ScriptLayout layout(sizeof(ScriptIndices), channel->submission_entries_,
+                              channel->answer_entries_, slots);
+    auto control = map_script_memory(layout.bytes, "mapping a script's rings");
     if (!control) return control.error();
     channel->control_ = control.value();
-    auto pool = map_memory(size_t{slots} * kScriptSlotBytes, "reserving a script's memory");
+    auto pool = map_script_memory(size_t{slots} * kScriptSlotBytes, "reserving a script's memory");
     if (!pool) return pool.error();
     channel->pool_ = pool.value();
 
     auto* base = static_cast<uint8_t*>(channel->control_.iov_base);
     new (base) ScriptIndices;
-    channel->submissions_ = reinterpret_cast<uint32_t*>(base + submissions);
-    channel->answers_ = reinterpret_cast<ScriptAnswer*>(base + answers);
-    channel->descriptors_ = reinterpret_cast<ScriptDescriptor*>(base + descriptors);
+    channel->submissions_ = reinterpret_cast<uint32_t*>(base + layout.submissions);
+    channel->answers_ = reinterpret_cast<ScriptAnswer*>(base + layout.answers);
+    channel->descriptors_ = reinterpret_cast<ScriptDescriptor*>(base + layout.descriptors);
     channel->deadline_ns_ = options.deadline_ns;
     channel->on_overdue_ = std::move(on_overdue);
     channel->slots_ = std::vector<Slot>(slots);

@@ -28,6 +28,17 @@ struct ScriptIndices {
 };
 static_assert(sizeof(ScriptIndices) == 320);
 
+/// The same of a DiskClient, where the script is the one that submits.
+struct ClientIndices {
+    ScriptIndex submitted;     // written by the script
+    ScriptIndex taken;         // written by native
+    ScriptIndex answered;      // written by native
+    ScriptIndex consumed;      // written by the script
+    ScriptIndex script_armed;  // 1: the script wants its doorbell rung
+    ScriptIndex native_armed;  // 1: the client's thread wants to be kicked
+};
+static_assert(sizeof(ClientIndices) == 384);
+
 /// One request, as the script sees it. Written by native before its slot is submitted, constant
 /// until the slot is answered.
 struct ScriptDescriptor {

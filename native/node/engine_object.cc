@@ -5,6 +5,7 @@
 
 #include "engine/reactor_set.h"
 #include "engine/vbd.h"
+#include "node/client_object.h"
 #include "node/convert.h"
 #include "node/counters_object.h"
 #include "node/disk_object.h"
@@ -341,6 +342,7 @@ Napi::Value create_engine(const Napi::CallbackInfo& info) {
     object.Set("openDisk", Napi::Function::New(env, [state](const Napi::CallbackInfo& call) {
                    return open_disk(state, call);
                }));
+    object.Set("openClient", Napi::Function::New(env, open_client));
     object.Set("openScript", Napi::Function::New(env, [state](const Napi::CallbackInfo& call) {
                    return open_script(state, call);
                }));

@@ -1,13 +1,16 @@
 // The script channel with a script in C++ at its other end: a thread that reads the rings as
 // lib/engine/script/ does.
 #include <atomic>
+#include <cmath>
 #include <condition_variable>
 #include <functional>
 #include <mutex>
 #include <thread>
 
 #include "block/racy_bytes.h"
+#include "block/disk_client.h"
 #include "block/script_device.h"
+#include "block/script_memory.h"
 #include "disk_fixture.h"
 
 using namespace disk_test;
@@ -480,4 +483,164 @@ TEST_CASE("script: sizes that are no disk, and options out of range, are refused
     CHECK_FALSE(device.value()->resize(511));
     CHECK(device.value()->resize(2 * kMiB));
     CHECK(device.value()->refresh_size().value() == 2 * kMiB);
+}
+
+// ---- the other way round
+
+namespace {
+
+/// A script in C++ that reads and writes a device through its client, one request at a time or many.
+class Client {
+  public:
+    explicit Client(const DeviceOptions& options, uint32_t slots = 8) {
+        auto opened = open_device(options);
+        REQUIRE(opened);
+        device = std::move(opened).value();
+        auto made = DiskClient::open(device, slots, [this] {
+            std::lock_guard lock(mutex_);
+            rung_ = true;
+            wakes_.notify_one();
+        });
+        REQUIRE(made);
+        client = std::move(made).value();
+        const ScriptLayout layout(sizeof(ClientIndices), client->entries(), client->entries(),
+                                  slots);
+        auto* base = static_cast<uint8_t*>(client->control().iov_base);
+        indices = reinterpret_cast<ClientIndices*>(base);
+        submissions_ = reinterpret_cast<uint32_t*>(base + layout.submissions);
+        answers_ = reinterpret_cast<ScriptAnswer*>(base + layout.answers);
+        descriptors_ = reinterpret_cast<ScriptDescriptor*>(base + layout.descriptors);
+    }
+
+    uint8_t* memory(uint32_t slot) {
+        return static_cast<uint8_t*>(client->pool().iov_base) + size_t{slot} * kScriptSlotBytes;
+    }
+
+    void submit(uint32_t slot, IoOp op, double offset, double length, bool fua = false) {
+        descriptors_[slot] = {};
+        descriptors_[slot].op = static_cast<uint32_t>(op);
+        descriptors_[slot].flags = fua ? kScriptFua : 0;
+        descriptors_[slot].offset = offset;
+        descriptors_[slot].length = length;
+        const uint32_t at = indices->submitted.value.load();
+        submissions_[at & (client->entries() - 1)] = slot;
+        indices->submitted.value.store(at + 1);
+    }
+
+    /// Kicks, and waits for the next answer.
+    ScriptAnswer next() {
+        client->kick();
+        const uint32_t at = indices->consumed.value.load();
+        for (;;) {
+            indices->script_armed.value.store(1);
+            if (indices->answered.value.load() != at) break;
+            std::unique_lock lock(mutex_);
+            REQUIRE(wakes_.wait_for(lock, std::chrono::milliseconds(kTimeout_ms),
+                                    [this] { return rung_; }));
+            rung_ = false;
+        }
+        const ScriptAnswer answer = answers_[at & (client->entries() - 1)];
+        indices->consumed.value.store(at + 1);
+        return answer;
+    }
+
+    uint32_t run(IoOp op, double offset, double length, bool fua = false) {
+        submit(0, op, offset, length, fua);
+        const ScriptAnswer answer = next();
+        CHECK(answer.slot == 0);
+        return answer.error;
+    }
+
+    std::shared_ptr<Device> device;
+    std::shared_ptr<DiskClient> client;
+    ClientIndices* indices;
+
+  private:
+    uint32_t* submissions_;
+    ScriptAnswer* answers_;
+    ScriptDescriptor* descriptors_;
+    std::mutex mutex_;
+    std::condition_variable wakes_;
+    bool rung_ = false;
+};
+
+}  // namespace
+
+TEST_CASE("script: a client reads and writes files and memory") {
+    TempFile file(4 * kMiB);
+    file.fill(4 * kMiB);
+    Client client({.path = file.path()});
+    CHECK(client.run(IoOp::kRead, 8192, 4096) == 0);
+    for (int i = 0; i < 4096; i++) {
+        if (client.memory(0)[i] != TempFile::pattern(8192 + i)) FAIL("a wrong byte");
+    }
+    std::memset(client.memory(0), 0x31, 1 * kMiB);
+    CHECK(client.run(IoOp::kWrite, 1 * kMiB, 1 * kMiB, true) == 0);
+    CHECK(client.run(IoOp::kFlush, 0, 0) == 0);
+    uint8_t byte = 0;
+    REQUIRE(::pread(file.fd(), &byte, 1, 2 * kMiB - 1) == 1);
+    CHECK(byte == 0x31);
+    CHECK(client.run(IoOp::kDiscard, 0, 2 * kMiB) == 0);
+    CHECK(client.run(IoOp::kRead, 1 * kMiB, 512) == 0);
+    CHECK(client.memory(0)[0] == 0);
+}
+
+TEST_CASE("script: a client has many requests at work, and every one comes back") {
+    Client client({.driver = Driver::kMemory, .size_bytes = 4 * kMiB}, 5);
+    for (int round = 0; round < 50; round++) {
+        for (uint32_t slot = 0; slot < 5; slot++) {
+            std::memset(client.memory(slot), static_cast<int>(slot + round), 4096);
+            client.submit(slot, IoOp::kWrite, slot * 4096.0, 4096);
+        }
+        uint32_t seen = 0;
+        for (int i = 0; i < 5; i++) {
+            const ScriptAnswer answer = client.next();
+            CHECK(answer.error == 0);
+            seen |= 1u << answer.slot;
+        }
+        CHECK(seen == 31);
+        CHECK(client.run(IoOp::kRead, (round % 5) * 4096.0, 4096) == 0);
+        CHECK(client.memory(0)[17] == static_cast<uint8_t>(round % 5 + round));
+    }
+}
+
+TEST_CASE("script: a client's mistakes are answered, and reach no device") {
+    Client client({.driver = Driver::kMemory, .sector_size = 4096, .size_bytes = 4 * kMiB});
+    const double size = 4 * kMiB;
+    for (auto [op, offset, length] : std::vector<std::tuple<IoOp, double, double>>{
+             {IoOp::kRead, size, 4096},
+             {IoOp::kRead, -4096, 4096},
+             {IoOp::kRead, 512, 4096},
+             {IoOp::kRead, 0, 512},
+             {IoOp::kRead, 0, 0},
+             {IoOp::kRead, 0, 2.0 * kMiB},
+             {IoOp::kWrite, size - 4096, 8192},
+             {IoOp::kWrite, 1e300, 4096},
+             {IoOp::kRead, std::nan(""), 4096},
+             {IoOp::kDiscard, 0, std::nan("")},
+             {IoOp::kDiscard, 0, size + 4096},
+             {IoOp::kSecureDiscard, 0, 4096},
+             {static_cast<IoOp>(77), 0, 4096}}) {
+        CAPTURE(offset);
+        CAPTURE(length);
+        CHECK(client.run(op, offset, length) == EINVAL);
+    }
+    TempFile file(kMiB);
+    Client reader({.path = file.path(), .read_only = true});
+    CHECK(reader.run(IoOp::kWrite, 0, 4096) == EINVAL);
+    CHECK(reader.run(IoOp::kRead, 0, 4096) == 0);
+    CHECK_FALSE(DiskClient::open(client.device, 0, [] {}));
+    CHECK_FALSE(DiskClient::open(client.device, 257, [] {}));
+}
+
+TEST_CASE("script: a client that stops lets go of the device, with requests on the way") {
+    TempFile file(kMiB);
+    for (int round = 0; round < 20; round++) {
+        Client client({.path = file.path()});
+        for (uint32_t slot = 0; slot < 8; slot++) client.submit(slot, IoOp::kWrite, 0, 4096);
+        client.client->kick();
+        client.client->stop();
+        client.client->stop();
+        CHECK(client.device.use_count() == 2);
+    }
 }

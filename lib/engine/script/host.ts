@@ -6,9 +6,7 @@
  */
 import { Worker } from 'node:worker_threads'
 import { within } from '../../deadline.js'
-import { type DiskShape, openDefinition } from '../../disk/open_definition.js'
-import type { DiskDefinition } from '../../disk/script.js'
-import type { ScriptSpec } from '../../disk/spec.js'
+import type { DiskShape, OpenDefinition } from '../../disk/open_definition.js'
 import { toVbdError, VbdError, type VbdErrorCode } from '../../errors.js'
 import type { Addon } from '../addon.js'
 import { Pump } from './pump.js'
@@ -29,40 +27,15 @@ export interface ScriptHost {
 /** Milliseconds that a thread is given to close its disk before it is ended. */
 const CLOSE_MS = 5000
 
-/**
- * Opens a script disk where its source says.
- *
- * @throws ERR_VBD_ARGUMENT, ERR_VBD_BACKING as `openDefinition`; ERR_VBD_BACKING for a module that cannot be loaded
- */
-export function openScriptHost(
-  spec: ScriptSpec,
-  addon: Addon,
-  onError: ErrorListener,
-): Promise<ScriptHost> {
-  const { source } = spec
-  return 'definition' in source
-    ? openHere(source.definition, addon, onError)
-    : WorkerHost.open({ ...source, name: spec.name }, onError)
-}
-
-/** In this thread. */
-export async function openHere(
-  definition: DiskDefinition<unknown>,
-  addon: Addon,
-  onError: ErrorListener,
-): Promise<ScriptHost> {
-  const disk = await openDefinition(definition)
+/** In this thread: the functions of an open disk, which it closes at the end. */
+export function hostHere(disk: OpenDefinition, addon: Addon, onError: ErrorListener): ScriptHost {
   let pump: Pump | undefined
+  const { shape, functions, state } = disk
   return {
-    shape: disk.shape,
+    shape,
     async attach(channel) {
-      const { functions, state } = disk
-      pump = new Pump(addon.attachScript, channel, {
-        name: disk.shape.name,
-        functions,
-        state,
-        onError,
-      })
+      const options = { name: shape.name, functions, state, onError }
+      pump = new Pump(addon.attachScript, channel, options)
     },
     resize: disk.resize,
     async close() {
@@ -72,7 +45,15 @@ export async function openHere(
   }
 }
 
-/** On a thread of its own. */
+/**
+ * A disk of a module, on a thread of its own.
+ *
+ * @throws ERR_VBD_BACKING for a module that cannot be loaded, and as `openDefinition`
+ */
+export function hostOnThread(data: WorkerData, onError: ErrorListener): Promise<ScriptHost> {
+  return WorkerHost.open(data, onError)
+}
+
 class WorkerHost implements ScriptHost {
   readonly #worker: Worker
   #name: string

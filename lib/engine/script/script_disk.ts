@@ -4,12 +4,14 @@
  */
 
 import type { DiskShape } from '../../disk/open_definition.js'
-import type { ScriptSpec } from '../../disk/spec.js'
+import { describePlan, planOf } from '../../disk/plan.js'
+import type { DiskSpec, ScriptSpec } from '../../disk/spec.js'
 import { VbdError } from '../../errors.js'
 import { formatNanoseconds } from '../../units.js'
 import type { Addon, NativeDisk, NativeEngine, OverdueRequest, ScriptGeometry } from '../addon.js'
 import type { DiskInfo, EngineDisk } from '../engine.js'
-import { type ErrorListener, openScriptHost, type ScriptHost } from './host.js'
+import { type ChainWorld, openScriptStage } from './chain.js'
+import { type ErrorListener, hostHere, hostOnThread, type ScriptHost } from './host.js'
 
 /** A script disk that is open on the native engine. */
 export class ScriptEngineDisk implements EngineDisk {
@@ -19,22 +21,30 @@ export class ScriptEngineDisk implements EngineDisk {
   #info: DiskInfo
   #closed: Promise<void> | undefined
 
-  /** @throws as `openScriptHost` */
+  /**
+   * Opens a disk whose outermost stage is a script.
+   *
+   * @throws as opening the stages does, ERR_VBD_BACKING for a module that cannot be loaded
+   */
   static async open(
-    spec: ScriptSpec,
-    engine: NativeEngine,
+    spec: DiskSpec,
     addon: Addon,
+    world: Omit<ChainWorld, 'onError'>,
   ): Promise<ScriptEngineDisk> {
     const listeners = new Set<ErrorListener>()
-    const tell: ErrorListener = (error, vbd) => {
+    const onError: ErrorListener = (error, vbd) => {
       for (const listener of listeners) listener(error, vbd)
     }
-    const host = await openScriptHost(spec, addon, tell)
+    const module = spec.driver === 'script' && 'module' in spec.source ? spec.source : undefined
+    const host =
+      module === undefined
+        ? hostHere(await openScriptStage(spec, { ...world, onError }), addon, onError)
+        : await hostOnThread({ ...module, name: (spec as ScriptSpec).name }, onError)
     const { shape } = host
     let native: ReturnType<NativeEngine['openScript']> | undefined
     try {
-      native = engine.openScript(geometryOf(shape, spec), (request) =>
-        tell(overdue(shape, request), request.vbd),
+      native = world.engine.openScript(geometryOf(shape, spec), (request) =>
+        onError(overdue(shape, request), request.vbd),
       )
       await host.attach(native.channel)
     } catch (thrown) {
@@ -77,15 +87,17 @@ export class ScriptEngineDisk implements EngineDisk {
   }
 }
 
-function geometryOf(shape: DiskShape, spec: ScriptSpec): ScriptGeometry {
-  const readOnly = shape.readOnly || spec.readOnly
-  const thread = 'module' in spec.source ? ', own thread' : ''
+function geometryOf(shape: DiskShape, spec: DiskSpec): ScriptGeometry {
+  const script = spec.driver === 'script' ? spec : undefined
+  const readOnly = shape.readOnly || script?.readOnly === true
+  const thread = script !== undefined && 'module' in script.source ? ', own thread' : ''
   return {
     ...shape,
     readOnly,
     canFlush: shape.canFlush && !readOnly,
     canDiscard: shape.canDiscard && !readOnly,
-    description: `script(${shape.name}${thread})`,
+    description:
+      script === undefined ? describePlan(planOf(spec)) : `script(${shape.name}${thread})`,
   }
 }
 

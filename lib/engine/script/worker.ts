@@ -7,10 +7,11 @@ import { fileURLToPath } from 'node:url'
 import { parentPort, workerData } from 'node:worker_threads'
 import { definitionOf } from '../../disk/define.js'
 import { loadExport, nothing } from '../../disk/load.js'
+import { openDefinition } from '../../disk/open_definition.js'
 import type { DiskDefinition } from '../../disk/script.js'
 import { toVbdError } from '../../errors.js'
 import { loadAddon } from '../native.js'
-import { openHere, type ScriptHost } from './host.js'
+import { hostHere, type ScriptHost } from './host.js'
 import { type FromWorker, type ToWorker, toWire, type WorkerData } from './wire.js'
 
 const { module, options } = workerData as WorkerData
@@ -45,7 +46,7 @@ async function answer(host: ScriptHost, call: ToWorker): Promise<void> {
 }
 
 try {
-  const host = await openHere(await load(), loadAddon(), (error, vbd) =>
+  const host = hostHere(await openDefinition(await load()), loadAddon(), (error, vbd) =>
     say({ type: 'error', error: toWire(error), vbd }),
   )
   parentPort!.on('message', (call: ToWorker) => void answer(host, call))
