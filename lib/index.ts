@@ -61,6 +61,7 @@ export {
 } from './units.js'
 export type { CloseOptions, ToolstackChoice } from './vbd/attachment.js'
 export type { BackendEvents } from './vbd/events.js'
+export { type ExplainedStage, Explanation } from './vbd/explain.js'
 export type { AcceptOptions, DeviceOffer } from './vbd/offer.js'
 export type { VbdOptions } from './vbd/options.js'
 export type { ConnectionInfo } from './vbd/reporter.js'

@@ -4,7 +4,7 @@
 import type { Backend } from '../backend.js'
 import type { VbdError } from '../errors.js'
 import { formatSize } from '../units.js'
-import type { ConnectionInfo } from '../vbd/reporter.js'
+import { describeConnection } from '../vbd/explain.js'
 import type { Log } from './log.js'
 import { oneLine, type Terminal } from './terminal.js'
 
@@ -52,7 +52,7 @@ export class Announcer {
       this.say(
         'connected',
         { vbd: vbd.id, connection },
-        `${vbd.id}: connected, ${describe(connection)}`,
+        `${vbd.id}: connected, ${describeConnection(connection)}`,
       )
     })
     backend.on('disconnected', ({ vbd }) => {
@@ -69,19 +69,4 @@ export class Announcer {
       this.#log.logger.info({ event: 'stats', vbd: vbd.id }, line)
     })
   }
-}
-
-/** What both sides agreed on, in a line. */
-export function describe(connection: ConnectionInfo): string {
-  const { protocol, transfer, queues, ringPages, features } = connection
-  const pages = ringPages === 1 ? '1 page' : `${ringPages} pages`
-  const offered = [
-    features.maxIndirectSegments > 0 &&
-      `indirect requests of up to ${features.maxIndirectSegments} segments`,
-    features.flush && 'flush',
-    features.barrier && 'barrier',
-    features.discard && 'discard',
-  ].filter((word) => word !== false)
-  const rings = queues === 1 ? `1 queue of ${pages}` : `${queues} queues of ${pages}`
-  return [protocol, rings, `${transfer} transfer`, ...offered].join(', ')
 }

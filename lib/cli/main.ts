@@ -9,6 +9,7 @@ import { addAttach, addDetach } from './commands/attach.js'
 import { addBench } from './commands/bench.js'
 import { addDaemon } from './commands/daemon.js'
 import { addDemo } from './commands/demo.js'
+import { addExplain } from './commands/explain.js'
 import { addGuest } from './commands/guest.js'
 import { addInit } from './commands/init.js'
 import { addList } from './commands/list.js'
@@ -92,6 +93,7 @@ function buildProgram(context: Context): Command {
     addMock,
     addList,
     addStats,
+    addExplain,
     addResize,
     addTune,
     addUnit,

@@ -49,6 +49,7 @@ export type Tuning = z.infer<typeof tuningSchema>
 export const requestSchema = z.discriminatedUnion('verb', [
   z.strictObject({ id, verb: z.literal('list') }),
   z.strictObject({ id, verb: z.literal('info'), vbd }),
+  z.strictObject({ id, verb: z.literal('explain'), vbd }),
   z.strictObject({
     id,
     verb: z.literal('stats'),

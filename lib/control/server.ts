@@ -29,6 +29,8 @@ const MAX_UNSENT_BYTES = 1024 * 1024
 export interface ControlTarget {
   list(): unknown
   info(vbd: string): unknown
+  /** How it is served, with the same as `text`. */
+  explain(vbd: string): unknown
   stats(vbd: string): unknown
   /** Statistics every `everyMs`, until the signal fires or the vbd is gone. */
   stream(vbd: string, everyMs: number, signal: AbortSignal): AsyncIterable<object>
@@ -166,6 +168,8 @@ class Client {
         return this.#target.list()
       case 'info':
         return this.#target.info(request.vbd)
+      case 'explain':
+        return this.#target.explain(request.vbd)
       case 'stats':
         return this.#target.stats(request.vbd)
       case 'resize':

@@ -31,6 +31,10 @@ export function backendTarget(backend: Backend, stop: () => void): ControlTarget
   return {
     list: () => backend.vbds().map(summary),
     info: (vbd) => backend.vbd(vbd).info(),
+    explain(vbd) {
+      const explanation = backend.vbd(vbd).explain()
+      return { ...explanation, text: explanation.toString() }
+    },
     stats: (vbd) => backend.vbd(vbd).stats(),
     stream: (vbd, everyMs, signal) => backend.vbd(vbd).stats({ every: everyMs, signal }),
     async resize(id, sizeBytes, shrink): Promise<Resized> {

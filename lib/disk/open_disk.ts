@@ -1,6 +1,6 @@
 /**
- * OpenDisk: a disk that is open, for the filter above it. Checks what the filter asks for, so that nothing below has to;
- * gives it the functions that every disk has, whatever the disk below can do.
+ * OpenDisk: a disk that is open, for the filter above it. Checks what the filter asks for, so that nothing below has
+ * to; gives it the functions that every disk has, whatever the disk below can do.
  */
 import type { OpenDefinition } from './open_definition.js'
 import type { Extent, ForwardedIo, OpenDisk, RequestIo } from './script.js'

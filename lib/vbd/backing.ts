@@ -10,6 +10,7 @@ import type { Disk } from '../disk/disk.js'
 import type {
   Connection,
   DiskInfo,
+  DiskSpec,
   Engine,
   EngineEvent,
   EngineVbd,
@@ -77,6 +78,11 @@ export class Backing {
   /** Of the open disk. */
   get info(): DiskInfo | undefined {
     return this.#lease?.info
+  }
+
+  /** Of the disk, as it is open or would be. */
+  get spec(): DiskSpec {
+    return (this.#lease?.disk ?? this.#disk).spec
   }
 
   get vbd(): EngineVbd | undefined {

@@ -13,6 +13,7 @@ import type { Device } from '../xenbus/device.js'
 import { stateName, type XenbusStateName } from '../xenbus/state.js'
 import type { CloseOptions } from './attachment.js'
 import type { DiskPool } from './disk_pool.js'
+import { Explanation } from './explain.js'
 import { Lifecycle } from './lifecycle.js'
 import type { ResolvedVbdOptions } from './options.js'
 import type { ConnectionInfo } from './reporter.js'
@@ -184,6 +185,18 @@ export class Vbd {
       ...(path === undefined ? {} : { path }),
       tunables: { ...this.#tunables },
     }
+  }
+
+  /** How it is served: the stages of its disk, where each of them runs, and what was agreed on with its guest. */
+  explain(): Explanation {
+    return new Explanation({
+      vbd: this.id,
+      engine: this.#setup.engine.kind,
+      state: this.state,
+      disk: this.disk,
+      spec: this.#lifecycle.backing.spec,
+      connection: this.connection,
+    })
   }
 
   /** Has `listener` called for every such event; what it throws ends as a process warning. Returns what ends that. */

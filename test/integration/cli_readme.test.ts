@@ -60,8 +60,8 @@ function start(name: string, source: string) {
 }
 
 it('serves, resizes, tunes and watches, while a guest writes and reads', async () => {
-  expect(programs).toHaveLength(3)
-  const [backendProgram = '', , guestProgram = ''] = programs
+  expect(programs).toHaveLength(4)
+  const [backendProgram = '', , , guestProgram = ''] = programs
   writeFileSync(scene.path('disk.img'), '')
   truncateSync(scene.path('disk.img'), 1024 * 1024)
   await scene.mock()
@@ -99,4 +99,14 @@ it('has a disk of a few functions, which is served as it is', async () => {
   const args = ['-r', '-f', 'raw', `nbd+unix:///?socket=${socket}`, '-c', 'read -v 0 32']
   const { stdout } = await promisify(execFile)('qemu-io', args)
   expect(stdout).toContain(`${new Date().getUTCFullYear()}.`)
+})
+
+it('has a filter of one function, and says of it what it says there', async () => {
+  const [said = ''] = /^1:xvdc\n[^`]*/m.exec(README) ?? []
+  writeFileSync(scene.path('disk.img'), '')
+  truncateSync(scene.path('disk.img'), 1024 * 1024)
+  await scene.mock()
+  const program = start('filter', programs[2]!)
+  expect(await program.ended, program.said.text).toBe(0)
+  expect(program.said.text).toBe(said)
 })

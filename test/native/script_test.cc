@@ -317,7 +317,7 @@ TEST_CASE("script: a request that is never answered fails at its deadline, and i
             });
     Pages page(4096);
     CHECK(rig.disk->read(4096, page) == ETIMEDOUT);
-    CHECK(rig.overdue_count() == 1);
+    eventually([&] { return rig.overdue_count() == 1; });  // told after the answer
     eventually([&] { return rig.script->aborts == 1; });
     CHECK(rig.overdue[0].op == IoOp::kRead);
     CHECK(rig.overdue[0].offset == 4096);
@@ -332,7 +332,7 @@ TEST_CASE("script: a request that is never answered fails at its deadline, and i
 
     // Both are lost: what waits fails at its own deadline.
     CHECK(rig.disk->read(8192, page) == ETIMEDOUT);
-    CHECK(rig.overdue_count() == 3);
+    eventually([&] { return rig.overdue_count() == 3; });
     CHECK(kept.size() == 2);
 
     // A late answer changes nothing but that there is a slot again.
@@ -511,6 +511,8 @@ class Client {
         answers_ = reinterpret_cast<ScriptAnswer*>(base + layout.answers);
         descriptors_ = reinterpret_cast<ScriptDescriptor*>(base + layout.descriptors);
     }
+
+    ~Client() { client->stop(); }
 
     uint8_t* memory(uint32_t slot) {
         return static_cast<uint8_t*>(client->pool().iov_base) + size_t{slot} * kScriptSlotBytes;

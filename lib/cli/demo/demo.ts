@@ -12,9 +12,9 @@ import type { Resized } from '../../control/target.js'
 import { VbdError } from '../../errors.js'
 import type { ConnectionSummary } from '../../testing/frontend_events.js'
 import { formatSize, parseVbdId } from '../../units.js'
+import { describeConnection } from '../../vbd/explain.js'
 import type { ConnectionInfo } from '../../vbd/reporter.js'
 import type { VbdStats } from '../../vbd/stats.js'
-import { describe } from '../announcer.js'
 import { showStats } from '../commands/stats.js'
 import { startProgress } from '../progress.js'
 import { aborted } from '../signals.js'
@@ -190,7 +190,7 @@ class Show {
     const connection = backend.connection as ConnectionInfo
     const summary = guest.connection as ConnectionSummary
     this.#heading('Negotiated')
-    this.#terminal.line(`  the backend  ${describe(connection)}`)
+    this.#terminal.line(`  the backend  ${describeConnection(connection)}`)
     const slots = `${summary.queues} rings of ${summary.ringEntries} slots`
     const segments = `${summary.indirectSegments} segments a request`
     this.#terminal.line(

@@ -1,6 +1,6 @@
 /**
- * Chains of script stages: opens the stages of a plan that run in this thread, each over the open disk below it; what is
- * native, or on a thread of its own, is opened by the engine and reached through a DiskClient.
+ * Chains of script stages: opens the stages of a plan that run in this thread, each over the open disk below it; what
+ * is native, or on a thread of its own, is opened by the engine and reached through a DiskClient.
  */
 
 import { type OpenDefinition, openDefinition } from '../../disk/open_definition.js'

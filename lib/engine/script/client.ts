@@ -1,7 +1,7 @@
 /**
- * A native disk for the script above it: reads and writes go through a queue of its own (native/block/disk_client.h), in
- * batches both ways: one kick for all that is asked for in one batch of microtasks, one bell for all that is answered
- * meanwhile. Data is copied between the caller's buffers and the client's memory, so that a caller may do with a buffer
+ * A native disk for the script above it: reads and writes go through a queue of its own (native/block/disk_client.h),
+ * in batches both ways: one kick for all that is asked for in one batch of microtasks, one bell for all that is
+ * answered meanwhile. Data is copied between buffers of the caller and memory of the client, so that a caller may do
  * what it likes at any time.
  */
 

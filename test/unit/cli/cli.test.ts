@@ -132,6 +132,7 @@ describe('commands that ask a running serve', () => {
       },
     ],
     info: (vbd) => ({ vbd, disk: { sizeBytes: 1 << 30 } }),
+    explain: (vbd) => ({ vbd, text: `${vbd} explained` }),
     stats: () => ({}),
     stream: async function* () {},
     resize: async (vbd, sizeBytes, shrink) => {

@@ -33,6 +33,9 @@ class FakeTarget implements ControlTarget {
       throw new VbdError('ERR_VBD_NOT_FOUND', `no disk ${vbd}`, { vbd, remedy: 'vbdkit list' })
     return { id: vbd, state: 'Connected' }
   }
+  explain(vbd: string) {
+    return { ...this.info(vbd), text: 'explained' }
+  }
   stats(vbd: string) {
     this.info(vbd)
     return { tick: ++this.ticks }
