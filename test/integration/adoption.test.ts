@@ -99,7 +99,7 @@ describe.skipIf(!built)('a daemon that is stopped and started again', () => {
       await early
       expect((await frontend.read(4096, 4096))[0]).toBe(2 + turn)
       expect(await store.read(`${BACK}/vbdkit-rings`)).toMatch(/^1 open /)
-      expect(daemon.out).toMatch(/1:xvda: connected, x86_64-abi, 2 queues of 4 pages/)
+      await daemon.says(/1:xvda: connected, x86_64-abi, 2 queues of 4 pages/)
       expect(daemon.err).toBe('')
     }
     expect(breaks).toBe(0)
@@ -150,7 +150,9 @@ describe.skipIf(!built)('a daemon that is stopped and started again', () => {
     await again
     await frontend.write(0, Buffer.alloc(4096, 3))
     expect(breaks).toBe(1)
-    expect(daemon.err).toMatch(/has to reconnect \(feature-barrier is not offered any more\)/)
+    await expect
+      .poll(() => daemon.err, PATIENT)
+      .toMatch(/has to reconnect \(feature-barrier is not offered any more\)/)
   })
 
   it('when the image is not there yet: the guest waits for it', async () => {
@@ -184,7 +186,7 @@ describe.skipIf(!built)('a daemon that is stopped and started again', () => {
     await store.write(`${FRONT}/event-channel`, '9')
     await startDaemon()
     await again
-    expect(daemon.err).toMatch(/its rings are not on record/)
+    await expect.poll(() => daemon.err, PATIENT).toMatch(/its rings are not on record/)
     await frontend.write(0, Buffer.alloc(4096, 5))
   })
 
@@ -226,7 +228,9 @@ describe.skipIf(!built)('a daemon that is killed', () => {
     const last = disk.done
     await vi.waitFor(() => expect(disk.done).toBeGreaterThan(last + 100), PATIENT)
     expect(breaks).toBe(1)
-    expect(daemon.err).toMatch(/has to reconnect \(requests are under way on ring \d\)/)
+    await expect
+      .poll(() => daemon.err, PATIENT)
+      .toMatch(/has to reconnect \(requests are under way on ring \d\)/)
     stopping.abort()
     await running
     await disk.check()
