@@ -4,7 +4,7 @@
  */
 import { readFileSync } from 'node:fs'
 import { setTimeout as delay } from 'node:timers/promises'
-import { Backend, type ServeOptions } from '../backend.js'
+import { Backend, type BackendOptions, type ServeOptions } from '../backend.js'
 import type { Disk } from '../disk/disk.js'
 import { file, memory, nullDisk } from '../disk/drivers.js'
 import type { FileSpec, SizedSpec } from '../disk/spec.js'
@@ -17,6 +17,7 @@ import { serveCalls } from './child.js'
 export interface OpenBackend {
   readonly dir: string
   readonly engine: EngineChoice
+  readonly jsIo?: BackendOptions['jsIo']
   readonly tunables: Partial<Tunables>
 }
 
@@ -53,8 +54,9 @@ function disturb(): void {
 }
 
 const handlers = {
-  async open({ dir, engine, tunables }: OpenBackend): Promise<void> {
-    backend = await Backend.open({ xen: `mock:${dir}`, engine, reactors: 1, tunables })
+  async open({ dir, jsIo, ...options }: OpenBackend): Promise<void> {
+    const io = jsIo === undefined ? {} : { jsIo }
+    backend = await Backend.open({ xen: `mock:${dir}`, reactors: 1, ...io, ...options })
   },
 
   async serve({ id, disk, options }: ServeDisk): Promise<void> {

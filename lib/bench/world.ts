@@ -18,8 +18,11 @@ import type { GuestHandlers } from './guest_process.js'
 import type { Processors } from './machine.js'
 import type { Contender, Sample } from './sample.js'
 
+/** `js` does its I/O through node:fs, `js-uring` through io_uring. */
+export type MeasuredEngine = EngineChoice | 'js-uring'
+
 export interface RingsOptions {
-  readonly engine?: EngineChoice
+  readonly engine?: MeasuredEngine
   readonly disk: MeasuredDisk
   readonly transfer?: TransferChoice
   /** How many guests, each with the same disk. 1 by default. */
@@ -53,7 +56,7 @@ export class World {
   readonly mock: MockHost
   readonly cpus: Processors
   readonly guests: Child<GuestHandlers>
-  readonly #backends = new Map<EngineChoice, Promise<Backend>>()
+  readonly #backends = new Map<MeasuredEngine, Promise<Backend>>()
   readonly #pollUs = new Map<Backend, number>()
   #lastDomid = 0
 
@@ -74,7 +77,7 @@ export class World {
    *
    * @throws ERR_VBD_UNSUPPORTED where this build has no such engine
    */
-  backend(engine: EngineChoice): Promise<Backend> {
+  backend(engine: MeasuredEngine): Promise<Backend> {
     let backend = this.#backends.get(engine)
     if (backend === undefined) {
       backend = this.#open(engine)
@@ -84,10 +87,15 @@ export class World {
     return backend
   }
 
-  async #open(engine: EngineChoice): Promise<Backend> {
+  async #open(engine: MeasuredEngine): Promise<Backend> {
     const child: Backend = new Child(`${engine} backend`, './backend_process.js', this.cpus.backend)
     try {
-      await child.call('open', { dir: this.mock.dir, engine, tunables: { pollUs: POLL_US } })
+      await child.call('open', {
+        dir: this.mock.dir,
+        engine: engine === 'native' ? 'native' : 'js',
+        ...(engine === 'js-uring' && { jsIo: 'uring' }),
+        tunables: { pollUs: POLL_US },
+      })
       this.#pollUs.set(child, POLL_US)
       return child
     } catch (thrown) {
@@ -132,7 +140,7 @@ export class World {
 
   /** Looks at data through a ring, untimed. Resolves to the number of blocks. */
   async verify(options: {
-    engine?: EngineChoice
+    engine?: MeasuredEngine
     disk: MeasuredDisk
     transfer: TransferChoice
     blocks: number
