@@ -1,6 +1,7 @@
 /**
- * Engines: the native engine against the one in JavaScript, on the ring alone, on files and on the disk. JavaScript does
- * its I/O through node:fs, or with one native call of io_uring for each pass: what is left then is what it costs itself.
+ * Engines: the native engine against the one in JavaScript, on the ring alone, on files and on the disk. JavaScript
+ * does its I/O through node:fs, or with one native call of io_uring for each pass: what is left then is what it costs
+ * itself.
  */
 import { toVbdError } from '../../errors.js'
 import type { MeasuredDisk } from '../backend_process.js'
