@@ -146,7 +146,7 @@ const LIB_LAYERS: Record<string, readonly string[]> = {
   disk: [],
   engine: ['disk'],
   mock: ['xenstore', 'engine'],
-  host: ['engine'],
+  host: ['xenstore', 'engine'],
   platform: ['xenstore', 'engine', 'mock'],
   vbd: ['xenstore', 'xenbus', 'disk', 'engine'],
   backend: ['xenstore', 'xenbus', 'disk', 'engine', 'mock', 'platform', 'vbd'],

@@ -9,6 +9,7 @@ import { addAttach, addDetach } from './commands/attach.js'
 import { addBench } from './commands/bench.js'
 import { addDaemon } from './commands/daemon.js'
 import { addDemo } from './commands/demo.js'
+import { addDoctor } from './commands/doctor.js'
 import { addExplain } from './commands/explain.js'
 import { addGuest } from './commands/guest.js'
 import { addInit } from './commands/init.js'
@@ -97,6 +98,7 @@ function buildProgram(context: Context): Command {
     addResize,
     addTune,
     addUnit,
+    addDoctor,
     addPause,
     addResume,
     addTrace,
