@@ -169,6 +169,7 @@ const LIB_LAYERS: Record<string, readonly string[]> = {
     'daemon',
     'testing',
   ],
+  typescript: ['disk'],
   index: ['disk', 'engine', 'mock', 'platform', 'vbd', 'backend', 'xenbus'],
 }
 

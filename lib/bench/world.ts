@@ -232,15 +232,11 @@ export class Rings {
     return { ...sample, cpuNs }
   }
 
-  /**
-   * Writes every disk from its start to its end, so that there is something to read. Each run begins at the start: it
-   * takes one that is long enough for the slowest.
-   */
+  /** Writes from the disk's start to its end, so that there is something to read. */
   async fill(sizeBytes: number, bytesEach: number): Promise<void> {
     const load: RingsLoad = { series: 'fill', write: true, sequential: true, mode: 'polling' }
-    for (let milliseconds = 100; ; milliseconds *= 2) {
-      const { shares = [] } = await this.measure(load, milliseconds)
-      if (Math.min(...shares) * bytesEach >= sizeBytes) return
+    for (let written = 0; written < sizeBytes; ) {
+      written += (await this.measure(load, 100)).operations * bytesEach
     }
   }
 

@@ -42,7 +42,7 @@ async function measureCount(
     for (const { series, transfer, persistent } of STRATEGIES) {
       const rings = await world.connect({ disk, transfer, guests, load: { persistent } })
       opened.push({ series, rings })
-      if (kind === 'memory') await rings.fill(sizeBytes, 4096)
+      if (kind === 'memory') await rings.fill(256 * MIB, 4096)
     }
     return await compare(context, {
       group: 'guests',
