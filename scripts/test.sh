@@ -86,7 +86,7 @@ report_phase() {
   (set -o pipefail; run_phase "$phase") >"$log" 2>&1 </dev/null || rc=$?
   [ ! -s "$RESULTS/$phase.count" ] || read -r passed failed <"$RESULTS/$phase.count"
   if [ "$phase" = xen ] && ((rc == 3)); then
-    printf '== %-12s skipped: %s\n' "$phase" "$(tail -n 1 "$log")"
+    printf '== %-12s skipped: %s\n' "$phase" "$(tail -n 1 "$log" | sed "s/^vbdkit: //")"
     echo 0 0 >"$RESULTS/$phase.total"
     return
   fi

@@ -34,7 +34,12 @@ function readOne(path: string): Source {
 
 const native = read('native', ['.h', '.cc'])
 const lib = read('lib', ['.ts'])
-const tests = read('test', ['.ts', '.cc', '.h', '.sh'])
+const tests = [
+  ...read('test', ['.ts', '.cc', '.h', '.sh']),
+  // Programs of the emulated machine, whose names are theirs there.
+  ...read('test/xen/dom0', ['']),
+  ...read('test/xen/guest', ['']),
+]
 const rest = [
   ...read('scripts', ['.sh', '.js', '.mjs']),
   ...read('bin', ['.js']),

@@ -3,7 +3,7 @@
 # dom0's root, and runs /opt/rig/job there. Leaves in the folder RESULTS the console's log and what the job wrote to
 # $OUT; prints the job's lines as they come. Exits with the job's status; 124 when its time ran out, 125 when there is
 # none: no boot, or a crash. A NAME=VALUE among the arguments is in the job's environment.
-#   TIMEOUT=900          seconds for the job; a minute more for the whole boot
+#   TIMEOUT=1800         seconds for the job; a minute more for the whole boot
 #   XENSTORED=xenstored  or oxenstored
 #   CLOCK=wall           or icount: time is instructions, 8 ns each; what is measured then does not depend on this
 #                        machine's load
@@ -11,7 +11,7 @@ source "$(dirname "$0")/../../scripts/common.sh"
 tar=$1 results=$2
 shift 2
 machine=.cache/xen/machine
-timeout=${TIMEOUT:-900}
+timeout=${TIMEOUT:-1800}
 
 # One processor: a second one is no faster, and a crawl where this machine is busy. A model without SMAP, with which QEMU
 # 7.2 faults on an IRET of a PV kernel, and without XSAVE, with which two domains on one processor spoil each other's
@@ -21,7 +21,7 @@ case ${CLOCK:-wall} in
   icount) processor=(-accel tcg,thread=single,tb-size=512 -smp 1 -cpu Nehalem -icount shift=3,sleep=off) ;;
   *) die "CLOCK=$CLOCK is neither wall nor icount" ;;
 esac
-xen="console=com1 com1=115200,8n1 dom0_mem=1536M,max:1536M dom0_max_vcpus=1 bootscrub=off xpti=off spec-ctrl=off"
+xen="console=com1 com1=115200,8n1 dom0_mem=1536M,max:1536M dom0_max_vcpus=1 bootscrub=off conring_size=1m xpti=off spec-ctrl=off"
 # The emulated clock jumps when this machine is busy: its watchdog would give it up.
 linux="console=hvc0 quiet panic=1 mitigations=off tsc=nowatchdog rig.timeout=$timeout rig.xenstored=${XENSTORED:-xenstored} $*"
 

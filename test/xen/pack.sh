@@ -21,6 +21,7 @@ mkdir -p "$rig/node_modules"
 ln -s /usr/lib/node_modules/vbdkit "$rig/node_modules/vbdkit"
 strip -g -o "$rig/native_tests" build/core/native_tests
 install test/xen/dom0/init test/xen/dom0/job "$rig/"
+install test/xen/guest/init "$rig/guest-init"
 quietly xen-suite tsc -p test/xen/tsconfig.json --outDir "$rig/suite"
 echo '{ "type": "module" }' >"$rig/package.json"
 

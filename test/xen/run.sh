@@ -7,6 +7,9 @@ source "$(dirname "$0")/../../scripts/common.sh"
 # boot | xenstored | suites
 BOOTS=(
   'short|xenstored|dom0+guest'
+  'disks|xenstored|operations+root'
+  'transfers|xenstored|transfers'
+  'oxenstored|oxenstored|dom0+guest+operations'
 )
 
 wanted=("$@")

@@ -1,39 +1,44 @@
 /**
- * One guest, the essential: Debian's unmodified xen-blkfront on a disk of ours, from its first look at it to the image
- * that it leaves.
+ * One guest, the essential: Debian's unmodified xen-blkfront on a disk of ours, attached by xl, from its first look at
+ * it to the image that it leaves.
  */
 import assert from 'node:assert/strict'
-import { after, before, describe, it } from 'node:test'
+import { before, describe, it } from 'node:test'
 import { run, sh } from './support/command.js'
-import { Guest } from './support/guest.js'
-import { Server } from './support/server.js'
-import { assertNoTraces, lookForTraces, type Traces } from './support/traces.js'
+import { diskLine, makeImage, verify } from './support/disk.js'
+import type { Guest } from './support/guest.js'
+import { Scene } from './support/scene.js'
+import { lookForTraces } from './support/traces.js'
 
 const IMAGE = '/srv/guest.img'
+const MIB = 1 << 20
 
 describe('a guest with one disk', () => {
-  let traces: Traces
+  const scene = new Scene()
   let guest: Guest
-  let server: Server
 
   before(async () => {
-    traces = await lookForTraces()
-    await sh(`truncate -s 256M ${IMAGE}`)
-    guest = await Guest.create('one', { paused: true })
-    server = await Server.start(`${guest.domid}:xvda`, 'file', IMAGE)
-    await guest.unpause()
-    await guest.up()
+    await makeImage(IMAGE, 256)
+    guest = await scene.guest('one', { disks: [diskLine('xvda', IMAGE)] })
   })
-  after(() => guest?.destroy().catch(() => {}))
 
   it('connects, and sees what was offered', async () => {
-    const { connection } = await server.event('connected')
-    assert.equal((connection as { protocol: string }).protocol, 'x86_64-abi')
+    const { protocol, transfer } = await scene.daemon.connection(`${guest.domid}:xvda`)
+    assert.deepEqual({ protocol, transfer }, { protocol: 'x86_64-abi', transfer: 'persistent' })
     const queue = '/sys/block/xvda/queue'
     const seen = await guest.sh(
       `cd ${queue}; cat ../size logical_block_size write_cache; echo $(($(cat discard_max_bytes) > 0))`,
     )
-    assert.deepEqual(seen.split('\n'), [String((256 << 20) / 512), '512', 'write back', '1'])
+    assert.deepEqual(seen.split('\n'), [String((256 * MIB) / 512), '512', 'write back', '1'])
+  })
+
+  it('shows in the tables where traces of it are looked for afterwards', async () => {
+    const { domains, xenstore, grants, ports } = await lookForTraces()
+    const { domid } = guest
+    assert.ok(domains.includes(`${domid} one`))
+    assert.ok(xenstore.includes(`/local/domain/0/backend/vbd/${domid}/51712/state`))
+    assert.ok(grants.some((grant) => grant.startsWith(`d${domid} `) && grant.endsWith(' by d0')))
+    assert.ok(ports.filter((port) => port.includes(` to d=${domid} `)).length > 2)
   })
 
   it('reads what it wrote', async () => {
@@ -57,15 +62,11 @@ describe('a guest with one disk', () => {
       rm rest pattern`)
   })
 
-  it('verifies mixed block sizes with fio', async () => {
-    await guest.sh(`fio --name=verify --filename=/dev/xvda --direct=1 --ioengine=io_uring --iodepth=16 --rw=randrw \
-      --bsrange=512-128k --size=16M --verify=crc32c --verify_fatal=1 --do_verify=1 --thread --output=fio.log ||
-      { cat fio.log; false; }`)
-  })
+  it('verifies mixed block sizes with fio', () => verify(guest, '/dev/xvda'))
 
   it('sees a new size while it runs', async () => {
     await run('vbdkit', 'resize', `${guest.domid}:xvda`, '320MiB')
-    const wanted = (320 << 20) / 512
+    const wanted = (320 * MIB) / 512
     await guest.sh(`until [ $(cat /sys/block/xvda/size) = ${wanted} ]; do sleep 0.1; done`)
   })
 
@@ -82,10 +83,11 @@ describe('a guest with one disk', () => {
       umount /mnt`)
   })
 
-  it('powers off, and leaves a clean image and no trace', async () => {
+  it('powers off, and leaves a clean image', async () => {
     await guest.powerOff()
-    assert.equal(await server.stop(), 0)
     await run('e2fsck', '-fn', IMAGE)
-    await assertNoTraces(traces)
+    assert.deepEqual(scene.daemon.complaints, [])
   })
+
+  scene.endsWithoutTraces()
 })

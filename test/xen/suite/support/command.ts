@@ -8,7 +8,7 @@ import { promisify } from 'node:util'
 const exec = promisify(execFile)
 
 /** Everything here is emulated, on a machine that may be busy: what takes longer than this hangs. */
-export const PATIENCE_MS = 120_000
+export const PATIENCE_MS = 600_000
 
 /** What the program printed on stdout; throws with all it printed when it fails. */
 export async function run(command: string, ...args: string[]): Promise<string> {

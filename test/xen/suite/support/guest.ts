@@ -3,17 +3,15 @@
  * console (guest/init has the other end), one at a time.
  */
 import { writeFileSync } from 'node:fs'
-import { PATIENCE_MS, Program, patiently, run } from './command.js'
+import { PATIENCE_MS, Program, patiently, run, sh } from './command.js'
 
 export interface GuestOptions {
   /** As a disk line of xl's configuration has them. */
   readonly disks?: readonly string[]
   readonly vcpus?: number
-  /** Made, but not running until `unpause`: disks may be given to it before it looks. */
-  readonly paused?: boolean
   /** The disk whose file system it goes on in, instead of staying in its ramdisk: /dev/xvda. */
   readonly root?: string
-  /** More for its kernel's command line. */
+  /** More for its kernel's command line; a parameter of its block frontend as `xen_blkfront.NAME=VALUE`. */
   readonly extra?: string
   /** What xl does when it reboots. */
   readonly onReboot?: 'restart' | 'destroy'
@@ -31,14 +29,15 @@ export class Guest {
   static async create(name: string, options: GuestOptions = {}): Promise<Guest> {
     const path = `/tmp/${name}.cfg`
     writeFileSync(path, configuration(name, options))
-    await run('xl', 'create', ...(options.paused ? ['-p'] : []), path)
-    return new Guest(name, await domidOf(name))
+    await run('xl', 'create', path)
+    const domid = await domidOf(name)
+    return new Guest(name, domid, await attach(domid))
   }
 
-  private constructor(name: string, domid: number) {
+  private constructor(name: string, domid: number, console: Program) {
     this.name = name
     this.#domid = domid
-    this.#console = attach(domid)
+    this.#console = console
     this.#up = this.#awaitUp()
   }
 
@@ -49,10 +48,6 @@ export class Guest {
   /** All that its console has said since it was made or made again. */
   get console(): string {
     return this.#console.lines.join('\n')
-  }
-
-  unpause(): Promise<string> {
-    return run('xl', 'unpause', this.name)
   }
 
   /** It has booted and takes scripts. */
@@ -85,9 +80,14 @@ export class Guest {
   }
 
   async powerOff(): Promise<void> {
-    await this.#up
-    this.#console.write(`0 ${Buffer.from('sync; poweroff -f').toString('base64')}\n`)
+    await this.#tell('cd /; sync; mount -o remount,ro /; poweroff -f')
     await this.ended()
+  }
+
+  /** It reboots by itself, and xl makes it again, under a new number; resolves when it is up again. */
+  async reboot(): Promise<void> {
+    await this.#tell('reboot -f')
+    await this.#rebooted()
   }
 
   /** As it can happen at any time: its pages are gone at once. */
@@ -96,8 +96,7 @@ export class Guest {
     await this.ended()
   }
 
-  /** The same guest, made again by xl after a reboot: under a new number. */
-  async rebooted(): Promise<void> {
+  async #rebooted(): Promise<void> {
     const before = this.#domid
     await patiently(this.#console.ended, `${this.name} reboots`, () => this.console)
     await noDomain(before)
@@ -109,9 +108,20 @@ export class Guest {
       }
       await domainsChange()
     }
-    this.#console = attach(this.#domid)
+    this.#console = await attach(this.#domid)
     this.#up = this.#awaitUp()
     await this.#up
+  }
+
+  /** For the end of a suite, however it went: destroyed, if it is still there. */
+  async gone(): Promise<void> {
+    if (await domidOf(this.name).catch(() => undefined)) await this.destroy()
+  }
+
+  /** Says what has no answer. */
+  async #tell(script: string): Promise<void> {
+    await this.#up
+    this.#console.write(`0 ${Buffer.from(script).toString('base64')}\n`)
   }
 
   #awaitUp(): Promise<unknown> {
@@ -138,8 +148,9 @@ export class Guest {
   }
 }
 
-/** `xl console`, but that it reads what is no terminal. */
-function attach(domid: number): Program {
+/** `xl console`, but that it reads what is no terminal. xenconsoled makes the other end, in its own time. */
+async function attach(domid: number): Promise<Program> {
+  await sh(`until xenstore-read /local/domain/${domid}/console/tty 2>&-; do sleep 0.2; done`)
   return new Program('xenconsole', '--interactive', '--type', 'pv', String(domid))
 }
 
