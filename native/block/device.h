@@ -16,10 +16,12 @@
 #include <atomic>
 #include <cerrno>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/result.h"
 
@@ -56,6 +58,7 @@ class IoList {
         (head_ ? tail_->next : head_) = io;
         tail_ = io;
     }
+    Io* front() const { return head_; }
     Io* pop() {
         Io* io = head_;
         if (io) head_ = io->next;
@@ -146,13 +149,34 @@ class DeviceQueue {
     /// Whose requests come through this queue, `1:xvda`; told once, before the first.
     virtual void identify(std::string_view) {}
 
+    /// Its Timer (io_context.h) is due.
+    virtual void on_timer(uint64_t /*now_ns*/) {}
+
+    /// The queue is about to close: what is only being delayed goes on at once.
+    virtual void hurry() {}
+
+    /// Nothing is under way that nobody submitted, such as a prefetch. A queue is destroyed only
+    /// when nothing is in flight and it is idle.
+    virtual bool idle() const { return true; }
+
   protected:
     IoList done_;
 };
 
+/// One Io as a log keeps it.
+struct IoRecord {
+    uint64_t started_ns = 0;  // monotonic
+    uint64_t elapsed_ns = 0;
+    uint64_t offset = 0;  // bytes
+    uint64_t length = 0;
+    int32_t error = 0;
+    IoOp op = IoOp::kRead;
+    bool fua = false;
+};
+
 class Device {
   public:
-    virtual ~Device() = default;
+    virtual ~Device() = default;  // when no queue is left
 
     virtual const Geometry& geometry() const = 0;
     uint64_t size_bytes() const { return size_bytes_.load(std::memory_order_acquire); }
@@ -168,6 +192,30 @@ class Device {
 
     /// Control thread: re-reads the size of the file or device from the operating system.
     virtual Result<uint64_t> refresh_size() = 0;
+
+    /// A thread that may wait, when no queue is left: brings what the device still holds to stable
+    /// storage. Errors: kBacking; then what was not flushed may be lost.
+    virtual Status close() { return {}; }
+
+    // For the control thread, while queues are at work: what a chain of disks is made of.
+
+    /// "throttle"; the driver's name for a disk without disks below it.
+    virtual const char* kind() const { return "disk"; }
+    /// The disks directly below.
+    virtual std::vector<Device*> below() const { return {}; }
+    /// Calls `tell` with every setting and every counter.
+    using Tell = std::function<void(const char* name, double value)>;
+    virtual void report(const Tell& /*tell*/) const {}
+    /// Changes a setting at once. Errors: kUnsupported where there is none of this name,
+    /// kInvalidArgument.
+    virtual Status tune(std::string_view setting, double /*value*/) {
+        return Error{ErrorKind::kUnsupported, 0,
+                     std::string(kind()) + " has no setting '" + std::string(setting) +
+                         "' that can be changed"};
+    }
+    /// Appends the records of a log that nobody has taken yet. Returns how many were lost since the
+    /// last call.
+    virtual uint64_t take_records(std::vector<IoRecord>& /*records*/) { return 0; }
 
   protected:
     std::atomic<uint64_t> size_bytes_{0};

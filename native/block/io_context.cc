@@ -4,6 +4,9 @@
 #include <signal.h>
 #include <sys/eventfd.h>
 
+#include <algorithm>
+
+#include "base/clock.h"
 #include "block/uring.h"
 
 namespace vbd::block {
@@ -59,12 +62,45 @@ void IoContext::submit() {
 
 uint32_t IoContext::poll() {
     if (armed_) disarm();
-    if (in_flight_ == 0) return 0;
-    const uint32_t before = in_flight_;
+    if (in_flight_ == 0 && next_due_ns_ == Timer::kNever) return 0;
+    finished_ = 0;
     if (uring_) uring_->poll();
     if (remote_ready_.load(std::memory_order_acquire)) take_remote();
     if (!yielded_.empty()) resume_yielded();
-    return before - in_flight_;
+    if (next_due_ns_ != Timer::kNever) run_timers();
+    return finished_;
+}
+
+void IoContext::run_timers() {
+    const uint64_t now_ns = monotonic_ns();
+    if (now_ns < next_due_ns_) return;
+    // Before the calls: they may set timers anew.
+    next_due_ns_ = Timer::kNever;
+    for (Timer* timer = timers_; timer; timer = timer->next_) {
+        if (timer->due_ns_ <= now_ns) {
+            timer->due_ns_ = Timer::kNever;
+            finished_++;
+            timer->owner_.on_timer(now_ns);
+        }
+        next_due_ns_ = std::min(next_due_ns_, timer->due_ns_);
+    }
+}
+
+Timer::Timer(IoContext& context, DeviceQueue& owner) : context_(context), owner_(owner) {
+    next_ = context_.timers_;
+    if (next_) next_->link_ = &next_;
+    link_ = &context_.timers_;
+    *link_ = this;
+}
+
+Timer::~Timer() {
+    *link_ = next_;
+    if (next_) next_->link_ = link_;
+}
+
+void Timer::set(uint64_t due_ns) {
+    due_ns_ = due_ns;
+    context_.next_due_ns_ = std::min(context_.next_due_ns_, due_ns);
 }
 
 bool IoContext::arm() {

@@ -21,6 +21,32 @@ namespace vbd::block {
 
 class Uring;  // uring.h: the only user of liburing
 
+/// What makes IoContext::poll() call DeviceQueue::on_timer() at a time. A member of that queue, which
+/// it enters into its context for as long as both live; a reactor's thread alone uses it.
+class Timer {
+  public:
+    static constexpr uint64_t kNever = UINT64_MAX;
+
+    Timer(IoContext& context, DeviceQueue& owner);
+    ~Timer();
+    Timer(const Timer&) = delete;
+    Timer& operator=(const Timer&) = delete;
+
+    /// Due once, at `due_ns` of the monotonic clock or soon after; instead of what was set before.
+    void set(uint64_t due_ns);
+    void cancel() { due_ns_ = kNever; }
+    uint64_t due_ns() const { return due_ns_; }
+
+  private:
+    friend class IoContext;
+
+    IoContext& context_;
+    DeviceQueue& owner_;
+    uint64_t due_ns_ = kNever;
+    Timer* next_ = nullptr;
+    Timer** link_ = nullptr;  // what points to this one
+};
+
 class IoContext {
   public:
     static constexpr uint32_t kRingEntries = 1024;
@@ -49,9 +75,13 @@ class IoContext {
     /// Hands everything queued since the last call to the kernel. Once per pass.
     void submit();
 
-    /// Moves finished Ios to their DeviceQueues, from io_uring and from other threads. Returns how
-    /// many. Costs no system call when there is nothing to find.
+    /// Moves finished Ios to their DeviceQueues, from io_uring and from other threads, and calls the
+    /// timers that are due. Returns how many of both. Costs no system call when there is nothing to
+    /// find.
     uint32_t poll();
+
+    /// When poll() has to be called for a timer at the latest; Timer::kNever: none is set.
+    uint64_t next_due_ns() const { return next_due_ns_; }
 
     /// Ios that the kernel or another thread still has, or that wait for their next step.
     uint32_t in_flight() const { return in_flight_; }
@@ -80,7 +110,10 @@ class IoContext {
     /// A device's own bookkeeping, once each per Io that is not complete when submit() returns;
     /// poll() does the second for what complete_from_thread() and yield() bring back.
     void note_started() { in_flight_++; }
-    void note_finished() { in_flight_--; }
+    void note_finished() {
+        in_flight_--;
+        finished_++;
+    }
 
   private:
     IoContext() = default;
@@ -89,8 +122,13 @@ class IoContext {
     void tell_remote();
     void resume_remote(Io* list);
     void resume_yielded();
+    void run_timers();
+    friend class Timer;
 
     uint32_t in_flight_ = 0;
+    uint32_t finished_ = 0;  // since the last poll() began
+    Timer* timers_ = nullptr;
+    uint64_t next_due_ns_ = Timer::kNever;  // of all timers_, or earlier
     uint32_t ring_entries_ = kRingEntries;
     Fd wake_fd_;
     std::unique_ptr<Uring> uring_;

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "base/mix64.h"
 #include "block/device.h"
 
 namespace vbd::block {
@@ -16,10 +17,7 @@ class PatternDevice final : public Device {
     /// The 8 bytes at `offset`, a multiple of 8, in this machine's order (little-endian): a
     /// permutation of offset and seed (SplitMix64), so that no block is another's copy.
     static constexpr uint64_t word_at(uint64_t seed, uint64_t offset) {
-        uint64_t z = seed + (offset / 8 + 1) * 0x9e3779b97f4a7c15ull;
-        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-        z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-        return z ^ (z >> 31);
+        return mix64(seed, offset / 8);
     }
 
     /// Errors: kInvalidArgument for sizes that are no disk.

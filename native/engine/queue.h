@@ -92,9 +92,14 @@ class Queue {
 
     /// Stops taking requests. Once drained() everything taken was answered (but failed flushes),
     /// and the queue may go.
-    void begin_close() { closing_ = true; }
+    void begin_close() {
+        closing_ = true;
+        device_->hurry();
+    }
     bool closing() const { return closing_; }
-    bool drained() const { return at_device_ == 0 && !stalled_ && !barrier_; }
+    bool drained() const {
+        return at_device_ == 0 && !stalled_ && !barrier_ && device_->idle();
+    }
 
     int event_fd() const { return channel_->fd(); }
     QueueSlot& slot() { return *shared_->slots[options_.index]; }

@@ -2,7 +2,6 @@
 #include "engine/reactor.h"
 
 #include <pthread.h>
-#include <sys/epoll.h>
 
 #include <algorithm>
 #include <condition_variable>
@@ -24,6 +23,7 @@ constexpr uint64_t kPreemptedNs = 200'000;  // a spin this slow lost its process
 constexpr uint64_t kNoSpinNs = 10'000'000;
 constexpr uint64_t kShutdownNs = 2'000'000'000;
 constexpr int kEventsPerWait = 64;
+constexpr uint64_t kForever = UINT64_MAX;
 
 inline void cpu_relax() {
 #if defined(__x86_64__)
@@ -175,7 +175,7 @@ void Reactor::idle(uint64_t now_ns) {
         wait_for_events(0);
         return;
     }
-    bool events = wait_for_events(timeout_ms(now_ns));
+    bool events = wait_for_events(timeout_ns(now_ns));
     uint64_t woken_ns = monotonic_ns();
     last_spin_ns_ = woken_ns;
     if (!events) return;  // a timer: nothing says that work is near
@@ -200,24 +200,41 @@ void Reactor::arm_quiet_rings(uint64_t now_ns) {
     }
 }
 
-bool Reactor::wait_for_events(int timeout) {
+bool Reactor::wait_for_events(uint64_t timeout_ns) {
     epoll_event events[kEventsPerWait];
-    int count = ::epoll_wait(epoll_.get(), events, kEventsPerWait, timeout);
+    int count = wait(events, timeout_ns);
     for (int i = 0; i < count; i++) {
         if (events[i].data.ptr) static_cast<Queue*>(events[i].data.ptr)->on_event();
     }
     return count > 0;
 }
 
-int Reactor::timeout_ms(uint64_t now_ns) const {
-    uint64_t due_ns = UINT64_MAX;
+/// epoll_wait in nanoseconds where the kernel has that (5.11), else in milliseconds, rounded up.
+int Reactor::wait(epoll_event* events, uint64_t timeout_ns) {
+    if (timeout_ns == 0 || timeout_ns == kForever) {
+        return ::epoll_wait(epoll_.get(), events, kEventsPerWait, timeout_ns == 0 ? 0 : -1);
+    }
+    if (precise_wait_) {
+        const timespec timeout{static_cast<time_t>(timeout_ns / 1'000'000'000),
+                               static_cast<long>(timeout_ns % 1'000'000'000)};
+        int count = ::epoll_pwait2(epoll_.get(), events, kEventsPerWait, &timeout, nullptr);
+        if (count >= 0 || errno == EINTR) return count;
+        precise_wait_ = false;
+    }
+    const uint64_t rounded_ms = (timeout_ns + 999'999) / 1'000'000;
+    return ::epoll_wait(epoll_.get(), events, kEventsPerWait,
+                        static_cast<int>(std::min<uint64_t>(rounded_ms, 1'000'000)));
+}
+
+uint64_t Reactor::timeout_ns(uint64_t now_ns) const {
+    uint64_t due_ns = io_->next_due_ns();
     for (const Member& member : members_) {
         due_ns = std::min(due_ns, member.queue->unmask_due_ns());
         if (member.queue->wants_ticks()) due_ns = std::min(due_ns, next_tick_ns_);
     }
     if (pool_->warm() > max_buffer_pages_) due_ns = std::min(due_ns, next_tick_ns_);
-    if (due_ns == UINT64_MAX) return -1;
-    return due_ns <= now_ns ? 0 : static_cast<int>((due_ns - now_ns + 999'999) / 1'000'000);
+    if (due_ns == UINT64_MAX) return kForever;
+    return due_ns <= now_ns ? 0 : due_ns - now_ns;
 }
 
 void Reactor::run_timers(uint64_t now_ns) {
@@ -303,7 +320,7 @@ void Reactor::shut_down() {
     close_members();
     while (!members_.empty() && monotonic_ns() < deadline_ns) {
         for (Member& member : members_) member.queue->wake();
-        if (!turn(monotonic_ns())) wait_for_events(1);
+        if (!turn(monotonic_ns())) wait_for_events(1'000'000);
         close_members();  // mail may have brought another one
     }
     if (members_.empty() && io_->in_flight() == 0) {

@@ -9,6 +9,8 @@
 // are long, and is given up for a while when the scheduler took the processor away from the spin.
 #pragma once
 
+#include <sys/epoll.h>
+
 #include <atomic>
 #include <functional>
 #include <memory>
@@ -88,8 +90,9 @@ class Reactor {
     void idle(uint64_t now_ns);
     bool arm_all(uint64_t now_ns);
     void arm_quiet_rings(uint64_t now_ns);
-    bool wait_for_events(int timeout_ms);
-    int timeout_ms(uint64_t now_ns) const;
+    bool wait_for_events(uint64_t timeout_ns);
+    int wait(epoll_event* events, uint64_t timeout_ns);
+    uint64_t timeout_ns(uint64_t now_ns) const;
     void run_timers(uint64_t now_ns);
     void unarm_kicked();
     void remove_drained();
@@ -125,6 +128,7 @@ class Reactor {
     uint64_t tick_due_ns_ = 0;
     uint64_t window_ns_ = 0;
     uint64_t no_spin_until_ns_ = 0;
+    bool precise_wait_ = true;  // the kernel has epoll_pwait2
 };
 
 }  // namespace vbd::engine

@@ -26,6 +26,7 @@ namespace {
 struct EngineState {
     std::shared_ptr<xen::Xen> xen;
     engine::ReactorSet reactors;
+    stages::RateGroups rate_groups;
     std::vector<std::weak_ptr<engine::Vbd>> vbds;
     std::vector<std::weak_ptr<DiskState>> disks;
     std::shared_ptr<Dispatcher> dispatcher;
@@ -75,7 +76,7 @@ Napi::Value open_disk(const std::shared_ptr<EngineState>& engine, const Napi::Ca
         throw_error(env, spec.error());
         return env.Undefined();
     }
-    auto device = stages::open_disk(spec.value());
+    auto device = stages::open_disk(spec.value(), engine->rate_groups);
     if (!device) {
         throw_error(env, device.error());
         return env.Undefined();

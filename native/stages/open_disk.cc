@@ -2,7 +2,14 @@
 
 #include <utility>
 
+#include "stages/concat.h"
+#include "stages/delay.h"
+#include "stages/encrypt.h"
+#include "stages/fault.h"
+#include "stages/log.h"
 #include "stages/slice.h"
+#include "stages/throttle.h"
+#include "stages/verify.h"
 
 namespace vbd::stages {
 
@@ -12,33 +19,52 @@ using block::Device;
 using Devices = std::vector<std::unique_ptr<Device>>;
 using Opened = Result<std::unique_ptr<Device>>;
 
-Opened open_stage(const block::DeviceOptions& options, Devices) {
-    return block::open_device(options);
-}
+/// Opens one stage over the disks below it.
+struct Opener {
+    Devices bases;
+    RateGroups& groups;
 
-Opened open_stage(const SliceOptions& options, Devices bases) {
-    return Slice::open(options, std::move(bases.front()));
-}
+    std::unique_ptr<Device> base() { return std::move(bases.front()); }
 
-size_t bases_wanted(const DiskSpec& spec) {
-    return std::holds_alternative<block::DeviceOptions>(spec.stage) ? 0 : 1;
+    Opened operator()(const block::DeviceOptions& options) { return block::open_device(options); }
+    Opened operator()(const SliceOptions& options) { return Slice::open(options, base()); }
+    Opened operator()(const ConcatOptions&) { return Concat::open(std::move(bases)); }
+    Opened operator()(const LogOptions& options) { return Log::open(options, base()); }
+    Opened operator()(const VerifyOptions& options) { return Verify::open(options, base()); }
+    Opened operator()(const EncryptOptions& options) { return Encrypt::open(options, base()); }
+    Opened operator()(const ThrottleOptions& options) {
+        auto rate = groups.join(options);
+        if (!rate) return rate.error();
+        return std::unique_ptr<Device>(
+            std::make_unique<Throttle>(options, std::move(rate).value(), base()));
+    }
+    Opened operator()(const DelayOptions& options) {
+        return std::unique_ptr<Device>(std::make_unique<Delay>(options, base()));
+    }
+    Opened operator()(const FaultOptions& options) {
+        return std::unique_ptr<Device>(std::make_unique<Fault>(options, base()));
+    }
+};
+
+bool has_its_disks(const DiskSpec& spec) {
+    if (std::holds_alternative<block::DeviceOptions>(spec.stage)) return spec.bases.empty();
+    return std::holds_alternative<ConcatOptions>(spec.stage) ? !spec.bases.empty()
+                                                             : spec.bases.size() == 1;
 }
 
 }  // namespace
 
-Opened open_disk(const DiskSpec& spec) {
-    if (spec.bases.size() != bases_wanted(spec)) {
+Opened open_disk(const DiskSpec& spec, RateGroups& groups) {
+    if (!has_its_disks(spec)) {
         return Error{ErrorKind::kInvalidArgument, 0, "a stage without the disk below it"};
     }
-    Devices bases;
+    Opener opener{.bases = {}, .groups = groups};
     for (const DiskSpec& below : spec.bases) {
-        auto base = open_disk(below);
+        auto base = open_disk(below, groups);
         if (!base) return base;
-        bases.push_back(std::move(base).value());
+        opener.bases.push_back(std::move(base).value());
     }
-    return std::visit(
-        [&bases](const auto& options) { return open_stage(options, std::move(bases)); },
-        spec.stage);
+    return std::visit(opener, spec.stage);
 }
 
 }  // namespace vbd::stages

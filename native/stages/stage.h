@@ -38,6 +38,9 @@ class StageDevice : public block::Device {
         return size;
     }
 
+    Status close() override { return base_->close(); }
+    std::vector<block::Device*> below() const override { return {base_.get()}; }
+
   protected:
     void set_size(uint64_t size_bytes) {
         geometry_.size_bytes = size_bytes;
@@ -70,6 +73,8 @@ class StageQueue : public block::DeviceQueue {
     }
 
     bool has_completions() const override { return !done_.empty() || base_->has_completions(); }
+    void hurry() override { base_->hurry(); }
+    bool idle() const override { return base_->idle(); }
 
   protected:
     std::unique_ptr<block::DeviceQueue> base_;

@@ -20,6 +20,7 @@
 #include <string>
 #include <vector>
 
+#include "base/clock.h"
 #include "block/io_context.h"
 #include "block/open_device.h"
 
@@ -106,11 +107,18 @@ inline std::unique_ptr<IoContext> make_context(iovec arena = {},
 inline bool sleep_on(IoContext& context, int timeout_ms = kTimeout_ms) {
     if (!context.arm()) return true;
     pollfd wake{context.wake_fd(), POLLIN, 0};
+    const uint64_t now_ns = monotonic_ns(), due_ns = context.next_due_ns();
+    const bool timed = due_ns < now_ns + static_cast<uint64_t>(timeout_ms) * 1'000'000;
+    const uint64_t wait_ns = !timed ? static_cast<uint64_t>(timeout_ms) * 1'000'000
+                             : due_ns > now_ns ? due_ns - now_ns
+                                               : 0;
+    const timespec timeout{static_cast<time_t>(wait_ns / 1'000'000'000),
+                           static_cast<long>(wait_ns % 1'000'000'000)};
     int ready;
     do {
-        ready = ::poll(&wake, 1, timeout_ms);
+        ready = ::ppoll(&wake, 1, &timeout, nullptr);
     } while (ready < 0 && errno == EINTR);
-    return ready > 0;
+    return ready > 0 || timed;
 }
 
 /// One device, one context, one queue.

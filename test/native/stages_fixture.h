@@ -7,6 +7,7 @@
 namespace stages_test {
 
 using namespace vbd::stages;
+using vbd::Result;
 using vbd::block::Device;
 using vbd::block::DeviceOptions;
 
@@ -23,8 +24,13 @@ DiskSpec over(const Options& options, DiskSpec base) {
     return spec;
 }
 
+inline Result<std::unique_ptr<Device>> try_open(const DiskSpec& spec) {
+    RateGroups groups;
+    return open_disk(spec, groups);
+}
+
 inline std::unique_ptr<Device> open(const DiskSpec& spec) {
-    auto device = open_disk(spec);
+    auto device = try_open(spec);
     if (!device) FAIL(device.error().message);
     return std::move(device).value();
 }

@@ -64,9 +64,9 @@ TEST_CASE("slice: what is not inside the disk is refused") {
     const DiskSpec base = leaf({.driver = Driver::kMemory, .size_bytes = kMiB});
     for (auto [offset, length] : {std::pair{kMiB, 0ull}, {0ull, kMiB + 512}, {kMiB - 512, 1024ull},
                                   {100ull, 0ull}, {0ull, 100ull}, {~0ull - 511, 512ull}}) {
-        CHECK_FALSE(open_disk(over(SliceOptions{offset, length}, base)));
+        CHECK_FALSE(try_open(over(SliceOptions{offset, length}, base)));
     }
-    CHECK_FALSE(open_disk({.stage = SliceOptions{}}));
+    CHECK_FALSE(try_open({.stage = SliceOptions{}}));
 }
 
 TEST_CASE("slice: to the end, it grows with the disk") {
