@@ -2,7 +2,14 @@
  * vbdkit: virtual disks for Xen guests, from userspace. The public interface; guests for tests are in `vbdkit/testing`.
  */
 export { Backend, type BackendOptions, type ServeOptions } from './backend.js'
-export { type SliceOptions, slice, sliced } from './disk/compose.js'
+export {
+  concat,
+  partition,
+  partitioned,
+  type SliceOptions,
+  slice,
+  sliced,
+} from './disk/compose.js'
 export { defineDisk, defineFilter } from './disk/define.js'
 export type { Disk, DiskFilter, DiskUse } from './disk/disk.js'
 export {
@@ -11,9 +18,25 @@ export {
   memory,
   type NullOptions,
   nullDisk,
+  type PatternOptions,
+  pattern,
   type SizedOptions,
   zero,
 } from './disk/drivers.js'
+export { type EncryptOptions, encrypt } from './disk/encrypt.js'
+export {
+  type DelayOptions,
+  delay,
+  type FaultOperation,
+  type FaultOptions,
+  fault,
+  type LogOptions,
+  log,
+  type ThrottleOptions,
+  throttle,
+  type VerifyOptions,
+  verify,
+} from './disk/filters.js'
 export {
   type DiskDefinition,
   DiskError,

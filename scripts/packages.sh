@@ -16,6 +16,7 @@ TEST_PACKAGES=(
   'qemu-utils|qemu-io drives a guest disk|command -v qemu-io'
   'libnbd-bin|nbdcopy and nbdinfo drive a guest disk|command -v nbdcopy && command -v nbdinfo'
   'systemd|judges the printed service|command -v systemd-analyze'
+  'fdisk|sfdisk writes partition tables|command -v sfdisk'
   'fio|drives and verifies a guest disk|command -v fio'
   'chromium|opens the page of the benchmark|command -v chromium || command -v google-chrome'
 )

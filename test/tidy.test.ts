@@ -124,6 +124,11 @@ const NATIVE_SECRETS: readonly { what: string; pattern: RegExp; where: RegExp }[
     where: /^native\/(block|bench)\/uring/,
   },
   { what: 'Node-API', pattern: /<napi\.h>|<node_api\.h>|\bNapi::/, where: /^native\/node\// },
+  {
+    what: 'OpenSSL',
+    pattern: /<openssl\/|\bEVP_|libcrypto/,
+    where: /^native\/stages\/xts\.(cc|h)$/,
+  },
   { what: 'libuv', pattern: /[<"]uv\.h[>"]/, where: /^$/ },
   { what: 'V8', pattern: /<(v8|node|nan)\.h>/, where: /^$/ },
 ]
@@ -477,6 +482,7 @@ check(
     sample('native/block/sync_device.cc', 'io_uring_queue_init(1, &r, 0);'),
     sample('native/engine/y.h', '#include <napi.h>'),
     sample('native/node/x.cc', '#include <uv.h>'),
+    sample('native/stages/encrypt.cc', '#include <openssl/evp.h>'),
   ],
   sample(
     'native/block/uring.cc',

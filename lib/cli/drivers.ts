@@ -1,14 +1,15 @@
 /** DRIVER [ARG]: which disk a command line means. */
 import { existsSync, statSync } from 'node:fs'
 import { resolve } from 'node:path'
+import { concat } from '../disk/compose.js'
 import { defineDisk } from '../disk/define.js'
-import type { Disk } from '../disk/disk.js'
-import { type FileOptions, file, memory, nullDisk } from '../disk/drivers.js'
+import type { Disk, DiskFilter } from '../disk/disk.js'
+import { type FileOptions, file, memory, nullDisk, pattern, zero } from '../disk/drivers.js'
 import { isDiskFile, loadDisk } from '../disk/load.js'
 import { VbdError } from '../errors.js'
 
 /** For the help and for complaints. */
-export const DRIVERS = 'file PATH | memory SIZE | null SIZE'
+export const DRIVERS = 'file PATH | concat PATH... | memory | zero | pattern | null SIZE'
 /** The same, and disks in files. */
 export const DISKS = `${DRIVERS} | FILE.ts [KEY=VALUE...]`
 
@@ -19,25 +20,39 @@ export interface DriverOptions {
   readonly sectorSize?: string
   readonly writeThrough?: true
   readonly shared?: true
+  /** The first is nearest to the disk. */
+  readonly filter?: readonly DiskFilter[]
 }
 
 /**
- * The disk.
+ * The disk, behind its filters.
  *
  * @throws ERR_VBD_ARGUMENT for another driver or argument, ERR_VBD_BACKING for a file that cannot be used
  */
 export function diskOf(driver: string, args: readonly string[], options: DriverOptions): Disk {
+  const disk = bareDisk(driver, args, options).with(...(options.filter ?? []))
+  for (const { path, writes } of disk.uses()) if (writes) refuseMarkedReadOnly(path)
+  disk.validate()
+  return disk
+}
+
+function bareDisk(driver: string, args: readonly string[], options: DriverOptions): Disk {
   const sectorSize = options.sectorSize === '4096' ? 4096 : 512
+  const image = (path: string) => file(path, { ...fileOptions(options), sectorSize })
   switch (driver) {
-    case 'file': {
-      const path = only(driver, args, 'the path of an image or block device')
-      if (options.readOnly !== true) refuseMarkedReadOnly(path)
-      const disk = file(path, { ...fileOptions(options), sectorSize })
-      disk.validate()
-      return disk
-    }
+    case 'file':
+      return image(only(driver, args, 'the path of an image or block device'))
+    case 'concat':
+      return concat(...args.map(image))
     case 'memory':
       return memory(only(driver, args, 'a size'), { sectorSize })
+    case 'zero':
+      return zero(only(driver, args, 'a size'), { sectorSize })
+    case 'pattern': {
+      const [size, seed] = args
+      if (seed === undefined) return pattern(only(driver, args, 'a size'), { sectorSize })
+      return pattern(size!, { sectorSize, seed: Number(only(driver, args.slice(1), 'one seed')) })
+    }
     case 'null':
       return nullDisk(only(driver, args, 'a size'), { sectorSize })
     default:

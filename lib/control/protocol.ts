@@ -66,6 +66,18 @@ export const requestSchema = z.discriminatedUnion('verb', [
     shrink: z.boolean().optional(),
   }),
   z.strictObject({ id, verb: z.literal('tune'), vbd: vbd.optional(), tuning: tuningSchema }),
+  /** The drivers and filters of the disk, after settings of one of them were changed. */
+  z.strictObject({
+    id,
+    verb: z.literal('stages'),
+    vbd,
+    tune: z
+      .strictObject({
+        stage: z.string().max(64),
+        settings: z.record(z.string().max(64), z.number()),
+      })
+      .optional(),
+  }),
   /** Hold the guest's requests back, until `resume`. */
   z.strictObject({ id, verb: z.literal('pause'), vbd }),
   z.strictObject({ id, verb: z.literal('resume'), vbd }),

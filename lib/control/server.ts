@@ -41,6 +41,8 @@ export interface ControlTarget {
   trace(vbd: string, signal: AbortSignal): AsyncIterable<object>
   /** Without `vbd`: all of them, and those to come. */
   tune(vbd: string | undefined, tuning: Tuning): unknown
+  /** After `tune`, where it is given. */
+  stages(vbd: string, tune?: { stage: string; settings: Record<string, number> }): unknown
   /** Begins an orderly shut-down; the answer is sent before it. */
   stop(): void
 }
@@ -176,6 +178,8 @@ class Client {
         return this.#target.resize(request.vbd, request.sizeBytes, request.shrink === true)
       case 'tune':
         return this.#target.tune(request.vbd, request.tuning)
+      case 'stages':
+        return this.#target.stages(request.vbd, request.tune)
       case 'pause':
         return this.#target.pause(request.vbd)
       case 'resume':

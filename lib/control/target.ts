@@ -65,6 +65,11 @@ export function backendTarget(backend: Backend, stop: () => void): ControlTarget
       vbd.tune(tuning)
       return { ...vbd.info().tunables }
     },
+    stages(id, tune) {
+      const vbd = backend.vbd(id)
+      if (tune !== undefined) vbd.tuneStage(tune.stage, tune.settings)
+      return { stages: vbd.stages() }
+    },
     stop,
   }
 }

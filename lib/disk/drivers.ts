@@ -7,7 +7,7 @@ import { resolve } from 'node:path'
 import { VbdError } from '../errors.js'
 import { formatSize, parseSize } from '../units.js'
 import { DescribedDisk, type Disk, type DiskUse } from './disk.js'
-import type { FileSpec, SizedSpec } from './spec.js'
+import type { FileSpec, PatternSpec, SizedSpec } from './spec.js'
 
 export interface FileOptions {
   /** Open without the right to write. */
@@ -83,6 +83,29 @@ export function zero(size: string | number | bigint, options: SizedOptions = {})
   return new SizedDisk({ driver: 'zero', ...sized(size, options) })
 }
 
+/** Options of `pattern`. */
+export interface PatternOptions extends SizedOptions {
+  /** A whole number; equal seeds make equal disks. 0 by default. */
+  readonly seed?: number
+}
+
+/**
+ * A disk whose every byte follows from its place and a seed. It keeps nothing: a write is compared with what the disk
+ * holds anyway, and is an error where it differs.
+ *
+ * @param size as `parseSize` takes it, a multiple of the sector size above 0
+ * @throws ERR_VBD_ARGUMENT
+ */
+export function pattern(size: string | number | bigint, options: PatternOptions = {}): Disk {
+  const { seed = 0 } = options
+  if (!Number.isSafeInteger(seed) || seed < 0) {
+    throw new VbdError('ERR_VBD_ARGUMENT', `seed cannot be ${seed}`, {
+      remedy: 'give a whole number of 0 or more',
+    })
+  }
+  return new SizedDisk({ driver: 'pattern', ...sized(size, options), seed })
+}
+
 function sized(size: string | number | bigint, options: SizedOptions) {
   const { sectorSize = 512 } = options
   checkSectorSize(sectorSize)
@@ -104,9 +127,9 @@ function checkSectorSize(sectorSize: number): void {
 
 class SizedDisk extends DescribedDisk {
   readonly shared = true
-  readonly spec: SizedSpec
+  readonly spec: SizedSpec | PatternSpec
 
-  constructor(spec: SizedSpec) {
+  constructor(spec: SizedSpec | PatternSpec) {
     super()
     this.spec = Object.freeze(spec)
   }

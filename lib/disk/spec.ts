@@ -59,12 +59,116 @@ export interface ScriptFilterSpec {
   readonly make: MakeFilter<unknown>
 }
 
+/** Deterministic content out of a seed; a write of anything else is an error. */
+export interface PatternSpec {
+  readonly driver: 'pattern'
+  readonly sizeBytes: number
+  readonly sectorSize?: number
+  readonly seed: number
+}
+
+/** Partition `number` of the disk below, from 1, by its table. */
+export interface PartitionSpec {
+  readonly driver: 'partition'
+  readonly base: DiskSpec
+  readonly number: number
+}
+
+/** Several disks in a row. */
+export interface ConcatSpec {
+  readonly driver: 'concat'
+  readonly parts: readonly DiskSpec[]
+}
+
+/** 0: no limit. */
+export interface ThrottleSpec {
+  readonly driver: 'throttle'
+  readonly base: DiskSpec
+  readonly iops: number
+  readonly bps: number
+  readonly burstSeconds: number
+  readonly group?: string
+}
+
+export interface DelaySpec {
+  readonly driver: 'delay'
+  readonly base: DiskSpec
+  readonly readMs: number
+  readonly writeMs: number
+  readonly flushMs: number
+  readonly discardMs: number
+}
+
+export interface FaultSpec {
+  readonly driver: 'fault'
+  readonly base: DiskSpec
+  readonly ops: readonly string[]
+  /** A positive errno. */
+  readonly errno: number
+  readonly probability: number
+  readonly seed: number
+  readonly offsetBytes: number
+  readonly lengthBytes?: number
+  readonly skip: number
+  readonly count?: number
+}
+
+/** Appends to `path`; `records` are kept until then. */
+export interface LogSpec {
+  readonly driver: 'log'
+  readonly base: DiskSpec
+  readonly path: string
+  readonly records: number
+}
+
+export interface VerifySpec {
+  readonly driver: 'verify'
+  readonly base: DiskSpec
+  readonly blockBytes: number
+  readonly reportOnly: boolean
+}
+
+/** Where a key is: in a file, or in this process under a name. Never the key. */
+export type KeySource =
+  | { readonly keyFile: string; readonly keyId?: undefined }
+  | { readonly keyId: string; readonly keyFile?: undefined }
+
+export interface EncryptSpec {
+  readonly driver: 'encrypt'
+  readonly base: DiskSpec
+  readonly key: KeySource
+  readonly unitBytes: number
+  readonly ivOffsetSectors: number
+  readonly discard: boolean
+}
+
+/** A disk without disks below it. */
+export type LeafSpec = FileSpec | SizedSpec | PatternSpec | ScriptSpec
+
+/** A disk over one other. */
+export type FilterSpec =
+  | SliceSpec
+  | PartitionSpec
+  | ThrottleSpec
+  | DelaySpec
+  | FaultSpec
+  | LogSpec
+  | VerifySpec
+  | EncryptSpec
+
+/** A filter's own part, without the disk below it. */
+export type StageSpec = FilterSpec extends infer S
+  ? S extends FilterSpec
+    ? Omit<S, 'base'>
+    : never
+  : never
+
 /** Every disk that an engine may be asked to open. */
-export type DiskSpec = FileSpec | SizedSpec | SliceSpec | ScriptSpec | ScriptFilterSpec
+export type DiskSpec = LeafSpec | FilterSpec | ScriptFilterSpec | ConcatSpec
 
 /** The disks directly below, from none (a driver) to several (a concatenation). */
 export function partsOf(spec: DiskSpec): readonly DiskSpec[] {
-  if ('parts' in spec) return spec.parts as readonly DiskSpec[]
+  if ('parts' in spec) return spec.parts
   return 'base' in spec ? [spec.base] : []
 }
 
@@ -72,6 +176,14 @@ export function partsOf(spec: DiskSpec): readonly DiskSpec[] {
 export function* stagesOf(spec: DiskSpec): Generator<DiskSpec> {
   yield spec
   for (const part of partsOf(spec)) yield* stagesOf(part)
+}
+
+/** The same tree with every stage, below first, replaced by what `change` makes of it. */
+export function mapStages(spec: DiskSpec, change: (spec: DiskSpec) => DiskSpec): DiskSpec {
+  if ('parts' in spec) {
+    return change({ ...spec, parts: spec.parts.map((part) => mapStages(part, change)) })
+  }
+  return change('base' in spec ? { ...spec, base: mapStages(spec.base, change) } : spec)
 }
 
 /** The path of the first file in it, for messages. */

@@ -6,7 +6,6 @@
 import type {
   Connection,
   DiskInfo,
-  DiskSpec,
   EngineEvent,
   Heartbeat,
   Placement,
@@ -31,7 +30,18 @@ export interface NativeXen {
 export interface NativeDisk {
   info(): DiskInfo
   resize(sizeBytes: number): DiskInfo
-  close(): void
+  /** Every stage with its settings and counters, outermost first, each before the disks below it. */
+  stages(): { kind: string; values: Record<string, number> }[]
+  tuneStage(stage: number, setting: string, value: number): void
+  /**
+   * What a `log` has kept: for each request seven numbers, when it began (monotonic nanoseconds), how long it took,
+   * the operation, offset and length in bytes, errno, and 1 for FUA. `lost`: requests that found no room.
+   */
+  takeRecords(stage: number): { records: Float64Array; lost: number }
+  /** Whole sectors, at most 64 MiB; for the control plane. */
+  read(offset: number, length: number): Promise<Buffer>
+  /** Writes out what stages hold back, then closes. No vbd may use it any more. */
+  close(): Promise<void>
 }
 
 /** The script's end of a script disk's channel; see native/block/script_channel.h. For the thread that attached it. */
@@ -105,7 +115,8 @@ export interface NativeVbd {
 }
 
 export interface NativeEngine {
-  openDisk(spec: DiskSpec): NativeDisk
+  /** `spec`: a DiskSpec without partitions, whose keys are Buffers. */
+  openDisk(spec: object): NativeDisk
   /** A disk whose requests go to whoever attaches to its `channel`. */
   openScript(
     geometry: ScriptGeometry,

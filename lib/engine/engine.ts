@@ -95,9 +95,25 @@ export interface DiskInfo {
   readonly description: string
 }
 
+/** A driver or filter of an open disk, as it is at this moment. */
+export interface StageState {
+  /** `throttle`, `file`, ... */
+  readonly kind: string
+  /** Settings and counters by name: `iops`, `delayed`, ... */
+  readonly values: Readonly<Record<string, number>>
+}
+
 /** An open disk; vbds may share it. */
 export interface EngineDisk {
   readonly info: DiskInfo
+  /** Its stages, outermost first, each before the disks below it. */
+  stages(): readonly StageState[]
+  /**
+   * Changes a setting of a stage, by its place in `stages()`, while guests use the disk.
+   *
+   * @throws ERR_VBD_UNSUPPORTED where the stage has no such setting, ERR_VBD_ARGUMENT for a value out of range
+   */
+  tuneStage(stage: number, setting: string, value: number): void
   /** Makes the disk `sizeBytes` long; resolves to its new info. */
   resize(sizeBytes: number): Promise<DiskInfo>
   close(): Promise<void>

@@ -8,14 +8,13 @@ import { existsSync, readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { getSystemErrorName } from 'node:util'
+import { type ReadableDisk, resolvePartitions } from '../disk/partition_table.js'
 import { planOf } from '../disk/plan.js'
 import { pathOf } from '../disk/spec.js'
-import { VbdError, type VbdErrorCode, type VbdErrorOptions } from '../errors.js'
-import type { Addon, NativeDisk, NativeEngine, NativeError, NativeVbd, NativeXen } from './addon.js'
+import { VbdError, type VbdErrorOptions } from '../errors.js'
+import type { Addon, NativeDisk, NativeEngine, NativeVbd, NativeXen } from './addon.js'
 import type {
   Connection,
-  DiskInfo,
   DiskSpec,
   Engine,
   EngineDisk,
@@ -29,6 +28,8 @@ import type {
   VbdCounters,
   XenConnection,
 } from './engine.js'
+import { NativeDiskAdapter, withKeys } from './native_disk.js'
+import { guard, guardAsync, text } from './native_errors.js'
 import { ScriptEngineDisk } from './script/script_disk.js'
 
 let loaded: Addon | undefined
@@ -147,6 +148,8 @@ function handleOf(disk: EngineDisk, vbd: string): NativeDisk {
   throw new VbdError('ERR_VBD_INTERNAL', 'the disk belongs to another engine', { vbd })
 }
 
+type OpenDisk = EngineDisk & { readonly native: NativeDisk }
+
 class NativeEngineAdapter implements Engine {
   readonly kind = 'native'
   readonly #native: NativeEngine
@@ -167,20 +170,32 @@ class NativeEngineAdapter implements Engine {
   }
 
   async openDisk(spec: DiskSpec): Promise<EngineDisk> {
-    const disk = await this.#open(spec)
+    const plain = await resolvePartitions(spec, (below, use) => this.#read(below, use))
+    const disk = await this.#open(plain)
     nativeDisks.set(disk, disk.native)
     return disk
   }
 
-  async #open(spec: DiskSpec): Promise<EngineDisk & { readonly native: NativeDisk }> {
+  async #open(spec: DiskSpec): Promise<OpenDisk> {
     const path = pathOf(spec)
     const context = path === undefined ? {} : { path }
     if (planOf(spec).runsIn === 'native') {
-      const native = guard(context, () => this.#native.openDisk(spec))
-      return new NativeDiskAdapter(native, context)
+      const native = guard(context, () => withKeys(spec, (keyed) => this.#native.openDisk(keyed)))
+      return new NativeDiskAdapter(native, spec, context)
     }
     const world = { engine: this.#native, open: (below: DiskSpec) => this.#open(below) }
     return guardAsync(context, () => ScriptEngineDisk.open(spec, loadAddon(), world))
+  }
+
+  async #read<T>(spec: DiskSpec, use: (disk: ReadableDisk) => Promise<T>): Promise<T> {
+    const disk = await this.#open(spec)
+    try {
+      const { sizeBytes, sectorSize } = disk.info
+      const read = (at: number, bytes: number) => guardAsync({}, () => disk.native.read(at, bytes))
+      return await use({ sizeBytes, sectorSize, read })
+    } finally {
+      await disk.close()
+    }
   }
 
   createVbd(options: Parameters<Engine['createVbd']>[0]): EngineVbd {
@@ -216,34 +231,6 @@ class NativeEngineAdapter implements Engine {
   close(): Promise<void> {
     this.#closed ??= guardAsync({}, () => this.#native.close())
     return this.#closed
-  }
-}
-
-class NativeDiskAdapter implements EngineDisk {
-  readonly native: NativeDisk
-  readonly #context: VbdErrorOptions
-  #info: DiskInfo
-  #open = true
-
-  constructor(native: NativeDisk, context: VbdErrorOptions) {
-    this.native = native
-    this.#context = context
-    this.#info = native.info()
-  }
-
-  get info(): DiskInfo {
-    return this.#info
-  }
-
-  async resize(sizeBytes: number): Promise<DiskInfo> {
-    this.#info = guard(this.#context, () => this.native.resize(sizeBytes))
-    return this.#info
-  }
-
-  async close(): Promise<void> {
-    if (!this.#open) return
-    this.#open = false
-    guard(this.#context, () => this.native.close())
   }
 }
 
@@ -350,56 +337,4 @@ class NativeVbdAdapter implements EngineVbd {
     this.#connection = undefined
     return await this.#native.disconnect()
   }
-}
-
-const CODES: Readonly<Record<string, VbdErrorCode>> = {
-  xen: 'ERR_VBD_GRANT',
-  ring: 'ERR_VBD_PROTOCOL',
-  backing: 'ERR_VBD_BACKING',
-  'invalid-argument': 'ERR_VBD_ARGUMENT',
-  unsupported: 'ERR_VBD_UNSUPPORTED',
-  'no-memory': 'ERR_VBD_UNSUPPORTED',
-}
-
-const REMEDIES: Readonly<Record<string, string>> = {
-  ENOENT: 'check the path',
-  EACCES: 'run as a user who may open it, or serve it read-only',
-  EPERM: 'run as a user who may open it, or serve it read-only',
-  EROFS: 'serve it read-only',
-  EISDIR: 'name an image file or a block device',
-  EBUSY: 'stop what else is using it',
-  ENOSPC: 'free space in the file system that holds it',
-  ENOMEM: 'free memory, or raise the limit on locked memory (ulimit -l)',
-}
-
-/** Runs a call of the addon; what it throws leaves as a VbdError. */
-function guard<T>(context: VbdErrorOptions, call: () => T): T {
-  try {
-    return call()
-  } catch (thrown) {
-    throw translate(thrown, context)
-  }
-}
-
-async function guardAsync<T>(context: VbdErrorOptions, call: () => Promise<T>): Promise<T> {
-  try {
-    return await call()
-  } catch (thrown) {
-    throw translate(thrown, context)
-  }
-}
-
-/** The VbdError that an error of the addon stands for. */
-export function translate(thrown: unknown, context: VbdErrorOptions): VbdError {
-  if (thrown instanceof VbdError) return thrown
-  const { kind, errno } = (thrown ?? {}) as Partial<NativeError>
-  const code = CODES[String(kind)] ?? 'ERR_VBD_INTERNAL'
-  const options: VbdErrorOptions = { ...context, cause: thrown }
-  const remedy = errno ? REMEDIES[getSystemErrorName(-Math.abs(errno))] : undefined
-  if (remedy !== undefined) options.remedy = remedy
-  return new VbdError(code, text(thrown), options)
-}
-
-function text(thrown: unknown): string {
-  return thrown instanceof Error ? thrown.message : String(thrown)
 }

@@ -6,7 +6,7 @@
  */
 import type { LoadOptions, LoadQueue, LoadResult } from '../engine/addon.js'
 import type { HistogramCounters } from '../engine/engine.js'
-import { translate } from '../engine/native.js'
+import { translate } from '../engine/native_errors.js'
 import { VbdError } from '../errors.js'
 import type { OperationOptions } from './disk_io.js'
 import type { Frontend } from './frontend.js'

@@ -12,6 +12,7 @@ import type {
   DiskInfo,
   DiskSpec,
   Engine,
+  EngineDisk,
   EngineEvent,
   EngineVbd,
   Transfer,
@@ -83,6 +84,11 @@ export class Backing {
   /** Of the disk, as it is open or would be. */
   get spec(): DiskSpec {
     return (this.#lease?.disk ?? this.#disk).spec
+  }
+
+  /** The open disk itself. */
+  get disk(): EngineDisk | undefined {
+    return this.#lease?.engineDisk
   }
 
   get vbd(): EngineVbd | undefined {

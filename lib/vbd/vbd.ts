@@ -5,7 +5,7 @@
 import { eventually } from '../deadline.js'
 import type { Disk } from '../disk/disk.js'
 import { Emitter, type Listener } from '../emitter.js'
-import type { DiskInfo, Engine, Tunables } from '../engine/engine.js'
+import type { DiskInfo, Engine, EngineDisk, Tunables } from '../engine/engine.js'
 import type { TracedBatch, TracedRequest } from '../engine/traced.js'
 import { VbdError } from '../errors.js'
 import { formatVbdId, formatVdev, type VbdId } from '../units.js'
@@ -18,6 +18,7 @@ import { Lifecycle } from './lifecycle.js'
 import type { ResolvedVbdOptions } from './options.js'
 import type { ConnectionInfo } from './reporter.js'
 import { checkResize, type ResizeOptions } from './resize.js'
+import { type NamedStage, namedStages, tuneStage } from './stages.js'
 import {
   EMPTY_COUNTERS,
   makeStats,
@@ -344,6 +345,23 @@ export class Vbd {
     if (logStats !== undefined) this.#setLogStats(logStats)
   }
 
+  /** The drivers and filters of its disk with their settings and counters, from the guest towards the disk. */
+  stages(): readonly NamedStage[] {
+    return namedStages(this.#openDisk())
+  }
+
+  /**
+   * Changes settings of a driver or filter at once, while guests use the disk:
+   * `vbd.tuneStage('throttle', { iops: 500 })`.
+   *
+   * @param stage as `stages()` names it
+   * @throws ERR_VBD_NOT_FOUND, ERR_VBD_UNSUPPORTED for a setting that it does not have, ERR_VBD_ARGUMENT for a value
+   *   out of range
+   */
+  tuneStage(stage: string, settings: Readonly<Record<string, number>>): void {
+    tuneStage(this.#openDisk(), this.id, stage, settings)
+  }
+
   /**
    * Stops serving: asks the frontend to close, waits for it, lets go of every guest page, and takes away the xenstore
    * directories if we made them. A guest that does not close in time finds its disk gone. Idempotent.
@@ -365,6 +383,13 @@ export class Vbd {
       this.#closed.abort()
       this.#emitter.emit('closed', { vbd: this })
     }
+  }
+
+  #openDisk(): EngineDisk {
+    this.#requireOpen()
+    const { disk } = this.#lifecycle.backing
+    if (disk === undefined) throw this.#closedError()
+    return disk
   }
 
   #requireOpen(): void {

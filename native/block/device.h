@@ -58,7 +58,6 @@ class IoList {
         (head_ ? tail_->next : head_) = io;
         tail_ = io;
     }
-    Io* front() const { return head_; }
     Io* pop() {
         Io* io = head_;
         if (io) head_ = io->next;

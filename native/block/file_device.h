@@ -31,6 +31,7 @@ class FileDevice final : public Device {
 
     const Geometry& geometry() const override { return geometry_; }
     Result<std::unique_ptr<DeviceQueue>> open_queue(IoContext& context) override;
+    const char* kind() const override { return "file"; }
     Status resize(uint64_t size_bytes) override;
     Result<uint64_t> refresh_size() override;
 

@@ -187,8 +187,11 @@ void IoContext::resume_yielded() {
     Io* io = yielded_.take_all();
     while (io) {
         Io* next = io->next;
-        note_finished();
-        io->queue->resume(io);
+        DeviceQueue& queue = *io->queue;
+        in_flight_--;
+        queue.resume(io);
+        // What goes on from poll() to poll() is not finished.
+        if (queue.has_completions()) finished_++;
         io = next;
     }
 }

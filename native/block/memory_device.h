@@ -31,6 +31,7 @@ class MemoryDevice final : public Device {
     Result<std::unique_ptr<DeviceQueue>> open_queue(IoContext& context) override;
 
     /// Up to what create() reserved. What is cut off is freed, and zeros if the disk grows again.
+    const char* kind() const override { return "memory"; }
     Status resize(uint64_t size_bytes) override;
     Result<uint64_t> refresh_size() override { return size_bytes(); }
 

@@ -27,6 +27,7 @@ class PatternDevice final : public Device {
 
     const Geometry& geometry() const override { return geometry_; }
     Result<std::unique_ptr<DeviceQueue>> open_queue(IoContext& context) override;
+    const char* kind() const override { return zero_ ? "zero" : "pattern"; }
     Status resize(uint64_t size_bytes) override;
     Result<uint64_t> refresh_size() override { return size_bytes(); }
 

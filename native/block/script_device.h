@@ -24,6 +24,7 @@ class ScriptDevice final : public Device {
     Result<std::unique_ptr<DeviceQueue>> open_queue(IoContext& context) override;
 
     /// The script has made the disk this long.
+    const char* kind() const override { return "script"; }
     Status resize(uint64_t size_bytes) override;
     Result<uint64_t> refresh_size() override { return size_bytes(); }
 

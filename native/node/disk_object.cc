@@ -1,7 +1,11 @@
 #include "node/disk_object.h"
 
+#include <cstring>
+#include <functional>
 #include <string>
+#include <utility>
 
+#include "block/blocking_io.h"
 #include "node/convert.h"
 #include "node/wrap.h"
 
@@ -10,14 +14,49 @@ namespace vbd::node {
 namespace {
 
 constexpr napi_type_tag kDiskTag = {0x7662646b69740001, 0xd15c};
+constexpr uint64_t kMaxReadBytes = 64 << 20;
+constexpr uint32_t kMaxStages = 4096;
 
-}  // namespace
+using Device = block::Device;
 
-void set_number(Napi::Object object, const char* name, double value) {
-    object.Set(name, Napi::Number::New(object.Env(), value));
-}
+/// Work on Node's pool, then a promise is kept.
+class Task final : public Napi::AsyncWorker {
+  public:
+    using Work = std::function<Status()>;
+    using Keep = std::function<Napi::Value(Napi::Env)>;
 
-Napi::Object disk_info(Napi::Env env, const block::Device& device) {
+    static Napi::Promise run(Napi::Env env, Work work, Keep keep) {
+        auto* task = new Task(env, std::move(work), std::move(keep));
+        Napi::Promise promise = task->deferred_.Promise();
+        task->Queue();
+        return promise;
+    }
+
+  protected:
+    void Execute() override { status_ = work_(); }
+    void OnOK() override {
+        work_ = nullptr;  // and with it what it held open
+        if (status_) {
+            deferred_.Resolve(keep_(Env()));
+        } else {
+            deferred_.Reject(error_value(Env(), status_.error()));
+        }
+    }
+
+  private:
+    Task(Napi::Env env, Work work, Keep keep)
+        : Napi::AsyncWorker(env),
+          deferred_(Napi::Promise::Deferred::New(env)),
+          work_(std::move(work)),
+          keep_(std::move(keep)) {}
+
+    Napi::Promise::Deferred deferred_;
+    Work work_;
+    Keep keep_;
+    Status status_;
+};
+
+Napi::Object info_of(Napi::Env env, const Device& device) {
     const block::Geometry& geometry = device.geometry();
     Napi::Object info = Napi::Object::New(env);
     set_number(info, "sizeBytes", static_cast<double>(device.size_bytes()));
@@ -33,32 +72,149 @@ Napi::Object disk_info(Napi::Env env, const block::Device& device) {
     return info;
 }
 
-Napi::Value throw_closed(Napi::Env env, const char* what) {
-    throw_error(env, Error{ErrorKind::kInvalidArgument, 0, std::string(what) + " is closed"});
+Napi::Value refuse(Napi::Env env, const Error& error) {
+    throw_error(env, error);
     return env.Undefined();
+}
+
+/// The device and all below it, outermost first: as stagesOf() of lib/disk/spec.ts counts.
+void collect(Device* device, std::vector<Device*>& all) {
+    all.push_back(device);
+    for (Device* below : device->below()) collect(below, all);
+}
+
+Result<Device*> stage_at(Device& device, Napi::Value index) {
+    auto wanted = whole_number(index, "the number of a stage", 0, kMaxStages);
+    if (!wanted) return wanted.error();
+    std::vector<Device*> all;
+    collect(&device, all);
+    if (wanted.value() < all.size()) return all[wanted.value()];
+    return Error{ErrorKind::kInvalidArgument, 0, "the disk has no such stage"};
+}
+
+Napi::Value stages(Napi::Env env, Device& device) {
+    std::vector<Device*> all;
+    collect(&device, all);
+    Napi::Array list = Napi::Array::New(env, all.size());
+    for (uint32_t i = 0; i < all.size(); i++) {
+        Napi::Object stage = Napi::Object::New(env), values = Napi::Object::New(env);
+        stage.Set("kind", all[i]->kind());
+        all[i]->report([&](const char* name, double value) { set_number(values, name, value); });
+        stage.Set("values", values);
+        list.Set(i, stage);
+    }
+    return list;
+}
+
+Napi::Value tune_stage(Device& device, const Napi::CallbackInfo& call) {
+    auto stage = stage_at(device, call[0]);
+    if (!stage) return refuse(call.Env(), stage.error());
+    Status tuned = stage.value()->tune(call[1].As<Napi::String>().Utf8Value(),
+                                       call[2].As<Napi::Number>().DoubleValue());
+    if (!tuned) return refuse(call.Env(), tuned.error());
+    return call.Env().Undefined();
+}
+
+/// Seven numbers a record: see NativeDisk.takeRecords.
+Napi::Value take_records(Device& device, const Napi::CallbackInfo& call) {
+    auto stage = stage_at(device, call[0]);
+    if (!stage) return refuse(call.Env(), stage.error());
+    std::vector<block::IoRecord> records;
+    const uint64_t lost = stage.value()->take_records(records);
+    auto numbers = Napi::Float64Array::New(call.Env(), records.size() * 7);
+    size_t at = 0;
+    for (const block::IoRecord& record : records) {
+        for (double value :
+             {static_cast<double>(record.started_ns), static_cast<double>(record.elapsed_ns),
+              static_cast<double>(record.op), static_cast<double>(record.offset),
+              static_cast<double>(record.length), static_cast<double>(record.error),
+              record.fua ? 1.0 : 0.0}) {
+            numbers[at++] = value;
+        }
+    }
+    Napi::Object result = Napi::Object::New(call.Env());
+    result.Set("records", numbers);
+    set_number(result, "lost", static_cast<double>(lost));
+    return result;
+}
+
+Napi::Value read_bytes(const std::shared_ptr<Device>& device, const Napi::CallbackInfo& call) {
+    auto offset = whole_number(call[0], "the offset", 0, INT64_MAX);
+    if (!offset) return refuse(call.Env(), offset.error());
+    auto length = whole_number(call[1], "the length", 1, kMaxReadBytes);
+    if (!length) return refuse(call.Env(), length.error());
+    const uint64_t sector = device->geometry().sector_size;
+    if (offset.value() % sector != 0 || length.value() % sector != 0 ||
+        offset.value() + length.value() > device->size_bytes()) {
+        return refuse(call.Env(), {ErrorKind::kInvalidArgument, 0,
+                                   "a read of whole sectors inside the disk was expected"});
+    }
+    auto bytes = std::make_shared<block::PageBuffer>(length.value());
+    auto work = [device, bytes, at = offset.value()]() -> Status {
+        auto io = block::BlockingIo::open(*device);
+        if (!io) return io.error();
+        const int32_t error = io.value()->read(at, bytes->data(), bytes->size());
+        if (error) return system_error(ErrorKind::kBacking, error, "reading the disk");
+        return {};
+    };
+    return Task::run(call.Env(), work, [bytes](Napi::Env env) -> Napi::Value {
+        return Napi::Buffer<uint8_t>::Copy(env, bytes->data(), bytes->size());
+    });
+}
+
+Napi::Value resize(Device& device, const Napi::CallbackInfo& call) {
+    auto size = whole_number(call[0], "the size", 1, INT64_MAX);
+    if (!size) return refuse(call.Env(), size.error());
+    if (Status s = device.resize(size.value()); !s) return refuse(call.Env(), s.error());
+    return info_of(call.Env(), device);
+}
+
+Napi::Value close(const std::shared_ptr<DiskState>& state, Napi::Env env) {
+    auto work = [device = std::move(state->device)]() -> Status {
+        return device ? device->close() : Status{};
+    };
+    return Task::run(env, work, [](Napi::Env task_env) { return task_env.Undefined(); });
+}
+
+}  // namespace
+
+void set_number(Napi::Object object, const char* name, double value) {
+    object.Set(name, Napi::Number::New(object.Env(), value));
+}
+
+Napi::Object disk_info(Napi::Env env, const block::Device& device) {
+    return info_of(env, device);
+}
+
+Napi::Value throw_closed(Napi::Env env, const char* what) {
+    return refuse(env, {ErrorKind::kInvalidArgument, 0, std::string(what) + " is closed"});
 }
 
 Napi::Object disk_object(Napi::Env env, const std::shared_ptr<DiskState>& state) {
     Napi::Object object = Napi::Object::New(env);
     wrap(object, kDiskTag, state);
-    object.Set("info",
-               Napi::Function::New(env, [state](const Napi::CallbackInfo& call) -> Napi::Value {
-                   if (!state->device) return throw_closed(call.Env(), "the disk");
-                   return disk_info(call.Env(), *state->device);
+    using Act = std::function<Napi::Value(const std::shared_ptr<Device>&, const Napi::CallbackInfo&)>;
+    auto method = [&](const char* name, Act act) {
+        object.Set(name, Napi::Function::New(
+                             env, [state, act](const Napi::CallbackInfo& call) -> Napi::Value {
+                                 if (state->device) return act(state->device, call);
+                                 return throw_closed(call.Env(), "the disk");
+                             }));
+    };
+    method("info", [](const auto& device, const auto& call) -> Napi::Value {
+        return info_of(call.Env(), *device);
+    });
+    method("resize", [](const auto& device, const auto& call) { return resize(*device, call); });
+    method("stages",
+           [](const auto& device, const auto& call) { return stages(call.Env(), *device); });
+    method("tuneStage",
+           [](const auto& device, const auto& call) { return tune_stage(*device, call); });
+    method("takeRecords",
+           [](const auto& device, const auto& call) { return take_records(*device, call); });
+    method("read", read_bytes);
+    object.Set("close", Napi::Function::New(env, [state](const Napi::CallbackInfo& call) {
+                   return close(state, call.Env());
                }));
-    object.Set("resize",
-               Napi::Function::New(env, [state](const Napi::CallbackInfo& call) -> Napi::Value {
-                   if (!state->device) return throw_closed(call.Env(), "the disk");
-                   Status status = state->device->resize(
-                       static_cast<uint64_t>(call[0].As<Napi::Number>().Int64Value()));
-                   if (!status) {
-                       throw_error(call.Env(), status.error());
-                       return call.Env().Undefined();
-                   }
-                   return disk_info(call.Env(), *state->device);
-               }));
-    object.Set("close", Napi::Function::New(
-                            env, [state](const Napi::CallbackInfo&) { state->device.reset(); }));
     return object;
 }
 

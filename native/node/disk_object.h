@@ -1,4 +1,5 @@
-// NativeDisk of lib/engine/addon.ts: a block device as JavaScript holds it. JavaScript thread.
+// NativeDisk of lib/engine/addon.ts: an open disk and its stages. JavaScript thread; what may wait
+// for a disk runs on Node's pool and comes back as a promise.
 #pragma once
 
 #include <napi.h>
@@ -15,7 +16,7 @@ struct DiskState {
 
 Napi::Object disk_object(Napi::Env env, const std::shared_ptr<DiskState>& state);
 
-/// Null where `value` is no such object.
+/// The disk behind an object of disk_object(); null for anything else.
 std::shared_ptr<DiskState> disk_of(Napi::Value value);
 
 /// Leaves an error pending: `what` is closed.

@@ -39,6 +39,30 @@ class Fields {
         return 0;
     }
 
+    double real(const char* name, double min, double max) {
+        Napi::Value value = object_.Get(name);
+        const double number = value.IsNumber() ? value.As<Napi::Number>().DoubleValue() : -1;
+        if (number >= min && number <= max) return number;
+        if (status_) status_ = invalid(name);
+        return min;
+    }
+    std::vector<std::string> texts(const char* name) const {
+        std::vector<std::string> all;
+        Napi::Value value = object_.Get(name);
+        if (!value.IsArray()) return all;
+        auto list = value.As<Napi::Array>();
+        for (uint32_t i = 0; i < list.Length(); i++) {
+            all.push_back(Napi::Value(list.Get(i)).ToString().Utf8Value());
+        }
+        return all;
+    }
+    std::vector<uint8_t> bytes(const char* name) const {
+        Napi::Value value = object_.Get(name);
+        if (!value.IsBuffer()) return {};
+        auto buffer = value.As<Napi::Buffer<uint8_t>>();
+        return {buffer.Data(), buffer.Data() + buffer.Length()};
+    }
+
     Napi::Value get(const char* name) const { return object_.Get(name); }
     const Status& status() const { return status_; }
 
@@ -88,13 +112,84 @@ bool read_leaf(const std::string& driver, Fields& fields, stages::DiskSpec& spec
     return true;
 }
 
+stages::ThrottleOptions throttle_of(Fields& fields) {
+    return {.iops = fields.real("iops", 0, 1e15),
+            .bps = fields.real("bps", 0, 1e15),
+            .burst_s = fields.real("burstSeconds", 0, 3600),
+            .group = fields.text("group")};
+}
+
+stages::DelayOptions delay_of(Fields& fields) {
+    stages::DelayOptions options;
+    const char* names[] = {"readMs", "writeMs", "flushMs", "discardMs"};
+    for (size_t i = 0; i < options.delay_ns.size(); i++) {
+        options.delay_ns[i] = static_cast<uint64_t>(fields.real(names[i], 0, 3.6e6) * 1e6);
+    }
+    return options;
+}
+
+uint32_t operations_of(Fields& fields) {
+    uint32_t bits = 0;
+    const auto bit = [](block::IoOp op) { return 1u << static_cast<uint32_t>(op); };
+    for (const std::string& name : fields.texts("ops")) {
+        if (name == "read") bits |= bit(block::IoOp::kRead);
+        if (name == "write") bits |= bit(block::IoOp::kWrite);
+        if (name == "flush") bits |= bit(block::IoOp::kFlush);
+        if (name == "discard") {
+            bits |= bit(block::IoOp::kDiscard) | bit(block::IoOp::kSecureDiscard);
+        }
+    }
+    return bits;
+}
+
+stages::FaultOptions fault_of(Fields& fields) {
+    stages::FaultOptions options;
+    options.operations = operations_of(fields);
+    options.error = static_cast<int>(fields.whole("errno"));
+    options.probability = fields.real("probability", 0, 1);
+    options.seed = fields.whole("seed", 0);
+    options.begin_bytes = fields.whole("offsetBytes", 0);
+    const uint64_t length = fields.whole("lengthBytes", UINT64_MAX);
+    if (length <= UINT64_MAX - options.begin_bytes) {
+        options.end_bytes = options.begin_bytes + length;
+    }
+    options.skip = fields.whole("skip", 0);
+    options.count = fields.whole("count", UINT64_MAX);
+    return options;
+}
+
+stages::EncryptOptions encrypt_of(Fields& fields) {
+    return {.key = std::make_shared<stages::Secret>(fields.bytes("key")),
+            .unit_bytes = static_cast<uint32_t>(fields.whole("unitBytes", 512)),
+            .iv_offset_sectors = fields.whole("ivOffsetSectors", 0),
+            .discard = fields.flag("discard")};
+}
+
 bool read_stage(const std::string& driver, Fields& fields, stages::DiskSpec& spec) {
     if (driver == "slice") {
         spec.stage = stages::SliceOptions{.offset_bytes = fields.whole("offsetBytes"),
                                           .length_bytes = fields.whole("lengthBytes", 0)};
-        return true;
+    } else if (driver == "concat") {
+        spec.stage = stages::ConcatOptions{};
+    } else if (driver == "throttle") {
+        spec.stage = throttle_of(fields);
+    } else if (driver == "delay") {
+        spec.stage = delay_of(fields);
+    } else if (driver == "fault") {
+        spec.stage = fault_of(fields);
+    } else if (driver == "log") {
+        spec.stage =
+            stages::LogOptions{.records = static_cast<uint32_t>(fields.whole("records", 16384))};
+    } else if (driver == "verify") {
+        spec.stage = stages::VerifyOptions{
+            .block_bytes = static_cast<uint32_t>(fields.whole("blockBytes", 4096)),
+            .report_only = fields.flag("reportOnly")};
+    } else if (driver == "encrypt") {
+        spec.stage = encrypt_of(fields);
+    } else {
+        return false;
     }
-    return false;
+    return true;
 }
 
 Result<stages::DiskSpec> spec_of(Napi::Value value, uint32_t depth);

@@ -84,7 +84,7 @@ struct ReadAheadOptions {
 
 struct DiskSpec {
     std::variant<block::DeviceOptions, SliceOptions, ConcatOptions, ThrottleOptions, DelayOptions,
-                 FaultOptions, LogOptions, VerifyOptions, EncryptOptions>
+                 FaultOptions, LogOptions, VerifyOptions, EncryptOptions, OverlayOptions>
         stage;
     std::vector<DiskSpec> bases = {};  // none for a leaf
 };

@@ -7,6 +7,7 @@
 #include "stages/encrypt.h"
 #include "stages/fault.h"
 #include "stages/log.h"
+#include "stages/overlay.h"
 #include "stages/slice.h"
 #include "stages/throttle.h"
 #include "stages/verify.h"
@@ -32,6 +33,7 @@ struct Opener {
     Opened operator()(const LogOptions& options) { return Log::open(options, base()); }
     Opened operator()(const VerifyOptions& options) { return Verify::open(options, base()); }
     Opened operator()(const EncryptOptions& options) { return Encrypt::open(options, base()); }
+    Opened operator()(const OverlayOptions& options) { return Overlay::open(options, base()); }
     Opened operator()(const ThrottleOptions& options) {
         auto rate = groups.join(options);
         if (!rate) return rate.error();

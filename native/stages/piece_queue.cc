@@ -154,6 +154,10 @@ void PieceQueue::on_timer(uint64_t) {
     pump();
 }
 
+void PieceQueue::identify(std::string_view client) {
+    for (auto& each : bases_) each->identify(client);
+}
+
 void PieceQueue::hurry() {
     for (auto& each : bases_) each->hurry();
 }

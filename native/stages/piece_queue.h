@@ -29,6 +29,7 @@ class PieceQueue : public block::DeviceQueue {
     block::Io* reap() override;
     bool has_completions() const override;
     void on_timer(uint64_t now_ns) override;
+    void identify(std::string_view client) override;
     void hurry() override;
     bool idle() const override;
 

@@ -16,6 +16,7 @@ class Slice final : public StageDevice {
                                                        std::unique_ptr<block::Device> base);
 
     Result<std::unique_ptr<block::DeviceQueue>> open_queue(block::IoContext& context) override;
+    const char* kind() const override { return "slice"; }
     Status resize(uint64_t size_bytes) override;
     Result<uint64_t> refresh_size() override;
 

@@ -73,6 +73,7 @@ class StageQueue : public block::DeviceQueue {
     }
 
     bool has_completions() const override { return !done_.empty() || base_->has_completions(); }
+    void identify(std::string_view client) override { base_->identify(client); }
     void hurry() override { base_->hurry(); }
     bool idle() const override { return base_->idle(); }
 

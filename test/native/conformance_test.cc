@@ -62,6 +62,12 @@ std::vector<Subject> subjects(const DiskSpec& base) {
          .discards = false},
         {.name = "encrypt by 4096",
          .spec = over(EncryptOptions{.key = some_key(), .unit_bytes = 4096}, base)},
+        {.name = "overlay in memory", .spec = over(OverlayOptions{}, base)},
+        {.name = "overlay with large granules",
+         .spec = over(OverlayOptions{.granule_bytes = 65536}, base)},
+        {.name = "overlay in a file", .spec = over(OverlayOptions{.scratch = "scratch"}, base)},
+        {.name = "overlay of an overlay",
+         .spec = over(OverlayOptions{.granule_bytes = 8192}, over(OverlayOptions{}, base))},
         {.name = "four filters", .spec = four_filters(base)},
     };
     return all;
@@ -124,8 +130,13 @@ void work_from_threads(Device& device, uint64_t size) {
     CHECK(wrong == 0);
 }
 
-void check_subject(const Subject& subject) {
+void check_subject(Subject subject) {
     INFO(subject.name);
+    // A container of its own each time.
+    const std::string scratch = scratch_folder() + "/vbd-overlay-" + std::to_string(::getpid());
+    auto* overlay = std::get_if<OverlayOptions>(&subject.spec.stage);
+    if (overlay && !overlay->scratch.empty()) overlay->scratch = scratch;
+    ::unlink(scratch.c_str());
     {
         Disk disk(open(subject.spec));
         CHECK(disk.geometry().size_bytes == disk.device().size_bytes());
@@ -153,14 +164,17 @@ void check_subject(const Subject& subject) {
             CHECK(disk.write(size + kMiB - 4096, page) == 0);
             CHECK(disk.read(size + kMiB - 4096, page) == 0);
             CHECK(page.all(9));
-            REQUIRE(disk.device().resize(size));
+            // An overlay only grows.
+            if (!overlay) REQUIRE(disk.device().resize(size));
         }
-        CHECK_FALSE(disk.device().resize(size + 100));
-        CHECK(disk.device().refresh_size().value() == size);
+        const uint64_t now = disk.device().size_bytes();
+        CHECK_FALSE(disk.device().resize(now + 100));
+        CHECK(disk.device().refresh_size().value() == now);
     }
     auto device = open(subject.spec);
     work_from_threads(*device, device->size_bytes());
     CHECK(device->close());
+    ::unlink(scratch.c_str());
 }
 
 }  // namespace

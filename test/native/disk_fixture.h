@@ -262,6 +262,7 @@ inline void compare_with_shadow(Disk& disk, uint64_t disk_bytes, int operations,
         Io io;
         Pages pages{64 * 1024};
         std::vector<iovec> parts;
+        uint64_t begin = 0, end = 0;  // the Io itself is the device's while it is busy
         bool busy = false;
     };
     constexpr size_t kDepth = 32;
@@ -276,7 +277,7 @@ inline void compare_with_shadow(Disk& disk, uint64_t disk_bytes, int operations,
 
     auto overlaps = [&](uint64_t begin, uint64_t end) {
         for (const Running& r : running) {
-            if (r.busy && begin < r.io.offset + r.io.length && r.io.offset < end) return true;
+            if (r.busy && begin < r.end && r.begin < end) return true;
         }
         return false;
     };
@@ -333,6 +334,8 @@ inline void compare_with_shadow(Disk& disk, uint64_t disk_bytes, int operations,
                 }
                 std::memcpy(&shadow[begin], r.pages.data(), length);
             }
+            r.begin = r.io.offset;
+            r.end = r.io.offset + r.io.length;
             r.busy = true;
             busy++;
             batch.push_back(&r.io);

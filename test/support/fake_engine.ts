@@ -10,6 +10,7 @@ import type {
   EngineDisk,
   EngineEvent,
   EngineVbd,
+  StageState,
   TraceBatch,
   Transfer,
   Tunables,
@@ -90,10 +91,19 @@ export class FakeEngine implements Engine {
 export class FakeDisk implements EngineDisk {
   readonly #engine: FakeEngine
   info: DiskInfo
+  tuned: Record<string, number> = {}
 
   constructor(engine: FakeEngine, info: DiskInfo) {
     this.#engine = engine
     this.info = info
+  }
+
+  stages(): readonly StageState[] {
+    return [{ kind: 'throttle', values: { iops: 0, ...this.tuned } }]
+  }
+
+  tuneStage(_stage: number, setting: string, value: number): void {
+    this.tuned = { ...this.tuned, [setting]: value }
   }
 
   async resize(sizeBytes: number): Promise<DiskInfo> {

@@ -10,6 +10,7 @@ import { type ReplayResult, replay } from '../../testing/replay.js'
 import { formatNanoseconds, formatSize } from '../../units.js'
 import { readTrace, type TraceReader } from '../../vbd/trace_file.js'
 import { DISKS, type DriverOptions, loadDiskOf } from '../drivers.js'
+import { filterOption } from '../filters.js'
 import { choiceOption } from '../options.js'
 import { action, addCommand, type Command, type Context } from '../program.js'
 import { startProgress } from '../progress.js'
@@ -54,6 +55,7 @@ export function addReplay(program: Command, context: Context): void {
         'auto',
       ),
     )
+    .addOption(filterOption())
     .option('--speed <n>', 'so many times as fast as traced, or max', parseSpeed, 'max')
   command.action(
     action(context, (path: string, driver: string, args: string[], options: ReplayOptions) =>

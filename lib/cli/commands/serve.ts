@@ -11,6 +11,7 @@ import type { ToolstackChoice } from '../../vbd/attachment.js'
 import type { Vbd } from '../../vbd/vbd.js'
 import { Announcer } from '../announcer.js'
 import { DISKS, type DriverOptions, loadDiskOf } from '../drivers.js'
+import { filterOption } from '../filters.js'
 import { openLog } from '../log.js'
 import { choiceOption, vbdArgument } from '../options.js'
 import { action, addCommand, type Command, type Context } from '../program.js'
@@ -67,6 +68,10 @@ export function addServe(program: Command, context: Context): void {
         'vbdkit serve 3:xvdb ./disk.ts size=1GiB',
         'the same; its default export is a function of { size }',
       ],
+      [
+        'vbdkit serve 3:xvdb file vm3.raw --filter throttle:iops=500',
+        'no faster than that; `tune` changes it',
+      ],
     ],
   })
   command
@@ -76,6 +81,7 @@ export function addServe(program: Command, context: Context): void {
   addEngineOptions(command)
   addOfferOptions(command)
   addFileOptions(command)
+  command.addOption(filterOption())
   addServeOptions(command)
   addServiceOptions(command)
   addTuningOptions(command, true)

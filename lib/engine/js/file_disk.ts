@@ -7,7 +7,7 @@
 import type { FileSpec } from '../../disk/spec.js'
 import type { VbdErrorOptions } from '../../errors.js'
 import type { DiskInfo } from '../engine.js'
-import { translate } from '../native.js'
+import { translate } from '../native_errors.js'
 import type { NativeFile, NativePrimitives } from '../primitives.js'
 import { DiskQueue } from './disk_queue.js'
 import { FileSync } from './file_sync.js'

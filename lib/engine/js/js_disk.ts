@@ -3,7 +3,7 @@
  * opens; vbds may share it.
  */
 import { VbdError } from '../../errors.js'
-import type { DiskInfo, EngineDisk } from '../engine.js'
+import type { DiskInfo, EngineDisk, StageState } from '../engine.js'
 import type { DiskQueue } from './disk_queue.js'
 
 export abstract class JsDisk implements EngineDisk {
@@ -24,6 +24,15 @@ export abstract class JsDisk implements EngineDisk {
 
   /** @param onComplete as DiskQueue has it */
   abstract openQueue(onComplete: () => void): DiskQueue
+
+  /** The driver alone: filters run on the native engine. */
+  stages(): readonly StageState[] {
+    return [{ kind: 'disk', values: {} }]
+  }
+
+  tuneStage(_stage: number, setting: string): void {
+    throw new VbdError('ERR_VBD_UNSUPPORTED', `this disk has no setting '${setting}'`)
+  }
 
   async resize(sizeBytes: number): Promise<DiskInfo> {
     this.#info = this.resized(sizeBytes)

@@ -13,7 +13,7 @@ import type {
   VbdCounters,
   VbdFeatures,
 } from '../engine.js'
-import { translate } from '../native.js'
+import { translate } from '../native_errors.js'
 import { summary } from './counters.js'
 import type { JsDisk } from './js_disk.js'
 import type { Loop } from './loop.js'

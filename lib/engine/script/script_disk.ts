@@ -9,7 +9,8 @@ import type { DiskSpec, ScriptSpec } from '../../disk/spec.js'
 import { VbdError } from '../../errors.js'
 import { formatNanoseconds } from '../../units.js'
 import type { Addon, NativeDisk, NativeEngine, OverdueRequest, ScriptGeometry } from '../addon.js'
-import type { DiskInfo, EngineDisk } from '../engine.js'
+import type { DiskInfo, EngineDisk, StageState } from '../engine.js'
+import { guard } from '../native_errors.js'
 import { type ChainWorld, openScriptStage } from './chain.js'
 import { type ErrorListener, hostHere, hostOnThread, type ScriptHost } from './host.js'
 
@@ -48,7 +49,7 @@ export class ScriptEngineDisk implements EngineDisk {
       )
       await host.attach(native.channel)
     } catch (thrown) {
-      native?.close()
+      await native?.close()
       await host.close().catch(() => {})
       throw thrown
     }
@@ -70,6 +71,14 @@ export class ScriptEngineDisk implements EngineDisk {
     this.#listeners.add(listener)
   }
 
+  stages(): readonly StageState[] {
+    return this.native.stages()
+  }
+
+  tuneStage(stage: number, setting: string, value: number): void {
+    guard({}, () => this.native.tuneStage(stage, setting, value))
+  }
+
   async resize(sizeBytes: number): Promise<DiskInfo> {
     await this.#host.resize(sizeBytes)
     this.#info = this.native.resize(sizeBytes)
@@ -82,7 +91,7 @@ export class ScriptEngineDisk implements EngineDisk {
   }
 
   async #close(): Promise<void> {
-    this.native.close()
+    await this.native.close()
     await this.#host.close()
   }
 }

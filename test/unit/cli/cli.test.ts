@@ -146,6 +146,10 @@ describe('commands that ask a running serve', () => {
       asked.push([vbd, tuning])
       return { pollUs: 50, ...tuning }
     },
+    stages: (vbd, tune) => {
+      if (tune !== undefined) asked.push([vbd, tune])
+      return { stages: [{ name: 'throttle', kind: 'throttle', values: { iops: 500 } }] }
+    },
     stop() {},
   }
   beforeEach(() => {
@@ -207,8 +211,26 @@ describe('commands that ask a running serve', () => {
       '0',
     )
     expect(code).toBe(0)
-    expect(JSON.parse(out)).toEqual({ vbd: '1:xvda', pollUs: 0 })
+    const stages = [{ name: 'throttle', kind: 'throttle', values: { iops: 500 } }]
+    expect(JSON.parse(out)).toEqual({ vbd: '1:xvda', pollUs: 0, stages })
     expect(asked).toEqual([['1:xvda', { pollUs: 0 }]])
+  })
+
+  it('tune a filter, with or without the name of the disk', async () => {
+    await serve()
+    const xen = ['--xen', `mock:${folder}`]
+    const { code, out } = await vbdkit('tune', ...xen, 'throttle.iops=500', 'throttle.bps=10MiB')
+    expect(code).toBe(0)
+    expect(out).toMatch(/throttle\.iops +500/)
+    expect((await vbdkit('tune', ...xen, '1:xvda', 'fault#2.probability=0.5')).code).toBe(0)
+    expect(asked.filter((entry) => 'stage' in (entry as object[])[1]!)).toEqual([
+      ['1:xvda', { stage: 'throttle', settings: { iops: 500 } }],
+      ['1:xvda', { stage: 'throttle', settings: { bps: 10 << 20 } }],
+      ['1:xvda', { stage: 'fault#2', settings: { probability: 0.5 } }],
+    ])
+    const wrong = await vbdkit('tune', ...xen, '1:xvda', 'throttle')
+    expect(wrong.code).toBe(2)
+    expect(wrong.err).toContain("'throttle' is no setting")
   })
 
   it('ask which, when there are several', async () => {

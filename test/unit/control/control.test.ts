@@ -72,6 +72,9 @@ class FakeTarget implements ControlTarget {
     this.tuned.push([vbd, tuning])
     return tuning
   }
+  stages(vbd: string, tune?: { stage: string; settings: Record<string, number> }) {
+    return { stages: [{ vbd, ...tune }] }
+  }
   stop() {
     this.stopped++
   }
