@@ -64,10 +64,7 @@ export function addServe(program: Command, context: Context): void {
         'by the engine that is written in TypeScript',
       ],
       ['vbdkit serve 3:xvdb ./disk.ts', 'a disk in TypeScript; `vbdkit init` writes one'],
-      [
-        'vbdkit serve 3:xvdb ./disk.ts size=1GiB',
-        'the same; its default export is a function of { size }',
-      ],
+      ['vbdkit serve 3:xvdb ./disk.ts size=1GiB', 'the same; it exports a function of { size }'],
       [
         'vbdkit serve 3:xvdb file vm3.raw --filter throttle:iops=500',
         'no faster than that; `tune` changes it',
