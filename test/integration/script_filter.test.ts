@@ -4,6 +4,7 @@
  */
 import { readFileSync, writeFileSync } from 'node:fs'
 import { afterAll, beforeAll, expect, it, onTestFinished, vi } from 'vitest'
+import { sliced } from '../../lib/disk/compose.js'
 import { defineDisk, defineFilter } from '../../lib/disk/define.js'
 import type { Disk } from '../../lib/disk/disk.js'
 import { file, memory } from '../../lib/disk/drivers.js'
@@ -72,6 +73,7 @@ it.each([
   ['a file, twice', () => file(place.image(4 * MIB)).with(inverted, inverted)],
   ['memory', () => memory('4MiB').with(through, inverted, through, inverted)],
   ['a script', () => scripted().with(inverted, inverted)],
+  ['a slice of a script', () => scripted({ size: 8 * MIB }).with(sliced({ length: 4 * MIB }))],
 ])('over %s: concurrent requests against a shadow of the disk', async (_, make) => {
   const { disk, errors } = await attach(make())
   const shadow = Buffer.alloc(4 * MIB)

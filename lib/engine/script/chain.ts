@@ -7,6 +7,7 @@ import { type OpenDefinition, openDefinition } from '../../disk/open_definition.
 import { openDiskOver } from '../../disk/open_disk.js'
 import { planOf } from '../../disk/plan.js'
 import type { MakeFilter, OpenDisk } from '../../disk/script.js'
+import { scriptStageOf } from '../../disk/script_stages.js'
 import type { DiskSpec } from '../../disk/spec.js'
 import { VbdError } from '../../errors.js'
 import type { NativeDisk, NativeEngine } from '../addon.js'
@@ -80,6 +81,8 @@ async function openBelow(spec: DiskSpec, world: ChainWorld): Promise<Below> {
 /** What a stage is as a script. */
 function scriptOf(spec: DiskSpec): MakeFilter<unknown> {
   if (spec.driver === 'script-filter') return spec.make
+  const made = scriptStageOf(spec)
+  if (made !== undefined) return made
   throw new VbdError('ERR_VBD_UNSUPPORTED', `${spec.driver} cannot be above a script`, {
     remedy: `put ${spec.driver} below the first script of the disk`,
   })
