@@ -1,0 +1,251 @@
+/**
+ * Requests: one generated number becomes one request, written into the ring of a guest: mostly good, sometimes wrong in
+ * one thing, sometimes noise. The same number in the same place is the same bytes.
+ *
+ * Where a disk works on several requests at once, each request of a batch keeps to a lane: its own part of the disk and
+ * its own pages, so that what both engines leave behind does not depend on which was first.
+ */
+import { PAGE_BYTES, SEGMENTS_PER_INDIRECT_PAGE, type WireLayout } from '../../lib/testing/wire.js'
+import { Random } from './random.js'
+import { DATA, DATA_PAGES, isReadOnly, PAGES, refOf, TABLE_PAGES, TABLES } from './twin_guest.js'
+
+export interface Place {
+  readonly layout: WireLayout
+  /** Of 512 bytes. */
+  readonly diskSectors: number
+  readonly sectorSize: number
+  readonly maxIndirectSegments: number
+  /** This request's share of pages and disk. */
+  readonly lane: number
+  readonly lanes: number
+}
+
+/** A request to be written, and what it needs in the guest's other pages. */
+export interface Wire {
+  readonly slot: Uint8Array
+  /** Descriptor pages, by their place among the batch's. */
+  readonly tables: readonly Uint8Array[]
+}
+
+const SECTORS = PAGE_BYTES / 512
+
+/** @param firstTable where this request's descriptor pages are among TABLES */
+export function expand(seed: number, place: Place, firstTable: number): Wire {
+  const random = new Random(seed)
+  const maker = new RequestMaker(random, place, firstTable)
+  const kind = random.below(100)
+  if (kind < 34) maker.transfer(0)
+  else if (kind < 64) maker.transfer(1)
+  else if (kind < 78) maker.indirect(random.below(2))
+  else if (kind < 83) maker.empty(3)
+  else if (kind < 86) maker.transfer(3)
+  else if (kind < 88) maker.empty(2)
+  else if (kind < 90) maker.transfer(2)
+  else if (kind < 96) maker.discard()
+  else maker.noise()
+  if (random.chance(12)) maker.spoil()
+  return maker.wire()
+}
+
+class RequestMaker {
+  readonly #random: Random
+  readonly #place: Place
+  readonly #firstTable: number
+  readonly #slot: Uint8Array
+  readonly #view: DataView
+  readonly #tables: Uint8Array[] = []
+
+  constructor(random: Random, place: Place, firstTable: number) {
+    this.#random = random
+    this.#place = place
+    this.#firstTable = firstTable
+    this.#slot = new Uint8Array(place.layout.stride)
+    this.#view = new DataView(this.#slot.buffer)
+    // What a request does not use may hold anything.
+    random.fill(this.#slot)
+  }
+
+  wire(): Wire {
+    return { slot: this.#slot, tables: this.#tables }
+  }
+
+  transfer(operation: number): void {
+    const count = this.#count(11)
+    const sector = this.#sector(count)
+    this.#head(operation, count)
+    this.#setSector(sector)
+    this.#segments(this.#view, this.#place.layout.segments, count)
+  }
+
+  empty(operation: number): void {
+    this.#head(operation, 0)
+    if (this.#random.chance(50))
+      this.#view.setBigUint64(this.#place.layout.sector, 2n ** 64n - 1n, true)
+  }
+
+  discard(): void {
+    const { layout, lane } = this.#place
+    const unit = this.#place.sectorSize / 512
+    const share = this.#share
+    const sector = align(lane * share + this.#random.below(share), unit)
+    const left = Math.max(unit, Math.min(share, (lane + 1) * share - sector))
+    this.#head(5, this.#random.below(4))
+    this.#setSector(sector)
+    const sectors = align(1 + this.#random.below(left), unit) || unit
+    this.#view.setBigUint64(layout.segments, BigInt(sectors), true)
+  }
+
+  /** Falls back to a direct one where no descriptor page is left. */
+  indirect(operation: number): void {
+    const { maxIndirectSegments, layout } = this.#place
+    const most = Math.min(maxIndirectSegments || 64, this.#random.chance(5) ? 4096 : 60)
+    const count = this.#count(most)
+    const pages = Math.ceil(count / SEGMENTS_PER_INDIRECT_PAGE)
+    if (this.#firstTable + pages > TABLE_PAGES) {
+      this.transfer(operation)
+      return
+    }
+    this.#head(6, operation)
+    this.#view.setUint16(2, count, true)
+    this.#setSector(this.#sector(count))
+    for (let page = 0; page < pages; page++) {
+      const table = new Uint8Array(PAGE_BYTES)
+      const here = Math.min(count - page * SEGMENTS_PER_INDIRECT_PAGE, SEGMENTS_PER_INDIRECT_PAGE)
+      this.#segments(new DataView(table.buffer), 0, here)
+      this.#tables.push(table)
+      const ref = refOf(TABLES + this.#firstTable + page)
+      this.#view.setUint32(layout.indirectRefs + 4 * page, ref, true)
+    }
+  }
+
+  noise(): void {
+    this.#random.fill(this.#slot)
+    if (this.#random.chance(50)) this.#slot[0] = this.#random.below(8)
+  }
+
+  /** Makes one thing wrong, or not. */
+  spoil(): void {
+    const { layout } = this.#place
+    const random = this.#random
+    const view = this.#view
+    switch (random.below(8)) {
+      case 0:
+        this.#slot[1] = random.below(256)
+        break
+      case 1:
+        view.setUint16(2, random.below(5000), true)
+        break
+      case 2:
+        view.setBigUint64(layout.sector, this.#wildSector(), true)
+        break
+      case 3:
+        view.setUint32(layout.segments, this.#wildRef(), true)
+        break
+      case 4:
+        view.setUint32(layout.indirectRefs, this.#wildRef(), true)
+        break
+      case 5:
+        view.setUint8(layout.segments + 4, random.below(10))
+        view.setUint8(layout.segments + 5, random.below(10))
+        break
+      case 6:
+        view.setBigUint64(layout.segments, this.#wildSector(), true)
+        break
+      default:
+        this.#spoilTable()
+    }
+  }
+
+  #spoilTable(): void {
+    const table = this.#tables[0]
+    if (table === undefined) return
+    const at = 8 * this.#random.below(SEGMENTS_PER_INDIRECT_PAGE)
+    const view = new DataView(table.buffer)
+    if (this.#random.chance(50)) view.setUint32(at, this.#wildRef(), true)
+    else view.setUint16(at + 4, this.#random.u32(), true)
+  }
+
+  /** Sectors of one lane. */
+  get #share(): number {
+    const { diskSectors, lanes, sectorSize } = this.#place
+    return align(Math.floor(diskSectors / lanes), sectorSize / 512)
+  }
+
+  #wildSector(): bigint {
+    const { diskSectors, lanes } = this.#place
+    // Those that may be right are in somebody's lane.
+    const edges = lanes > 1 ? [] : [BigInt(diskSectors - 1), 0n, 1n]
+    return this.#random.pick([
+      ...edges,
+      BigInt(diskSectors),
+      2n ** 32n,
+      2n ** 53n - 1n,
+      2n ** 53n,
+      2n ** 53n + 1n,
+      2n ** 63n,
+      2n ** 64n - 1n,
+      2n ** 64n - 8n,
+    ])
+  }
+
+  /** Reserved, not granted, beyond the table, read-only, or a ring's. */
+  #wildRef(): number {
+    return this.#random.pick([
+      0,
+      7,
+      refOf(PAGES) + 1,
+      32_768,
+      (1 << 20) - 1,
+      1 << 20,
+      0x7fff_ffff,
+      0xffff_ffff,
+      refOf(DATA + 7),
+    ])
+  }
+
+  #head(operation: number, second: number): void {
+    this.#slot[0] = operation
+    this.#slot[1] = second
+  }
+
+  #setSector(sector: number): void {
+    this.#view.setBigUint64(this.#place.layout.sector, BigInt(sector), true)
+  }
+
+  #count(most: number): number {
+    const room = this.#place.lanes > 1 ? Math.floor(this.#share / SECTORS) : most
+    return 1 + this.#random.below(Math.max(1, Math.min(most, room)))
+  }
+
+  /** A sector of this lane with room for so many whole pages behind it, mostly. */
+  #sector(pages: number): number {
+    const { lane, sectorSize } = this.#place
+    const share = this.#share
+    const room = Math.max(1, share - pages * SECTORS)
+    return align(lane * share + this.#random.below(room), sectorSize / 512)
+  }
+
+  #segments(view: DataView, at: number, count: number): void {
+    const unit = this.#place.sectorSize / 512
+    for (let i = 0; i < count; i++) {
+      const whole = unit === SECTORS || this.#random.chance(70)
+      const first = whole ? 0 : this.#random.below(SECTORS)
+      const last = whole ? SECTORS - 1 : first + this.#random.below(SECTORS - first)
+      view.setUint32(at + 8 * i, refOf(this.#page()), true)
+      view.setUint8(at + 8 * i + 4, first)
+      view.setUint8(at + 8 * i + 5, last)
+    }
+  }
+
+  /** A page of this lane; one that is granted read-only comes in a while. */
+  #page(): number {
+    const { lanes, lane } = this.#place
+    const share = Math.floor(DATA_PAGES / lanes)
+    const page = DATA + lane * share + this.#random.below(share)
+    return isReadOnly(page) && this.#random.chance(90) ? page - 1 : page
+  }
+}
+
+function align(value: number, unit: number): number {
+  return value - (value % unit)
+}
