@@ -37,7 +37,17 @@ it('agree on every stream', { timeout: 3_600_000 }, async () => {
 })
 
 async function agree(seed: number): Promise<void> {
-  const property = fc.asyncProperty(streams(PER_STREAM), (stream) => twins.run(stream))
+  let told = false
+  const property = fc.asyncProperty(streams(PER_STREAM), async (stream) => {
+    try {
+      await twins.run(stream)
+    } catch (thrown) {
+      // Before it is shrunk, which takes a while.
+      if (!told) console.error(`seed ${seed}: ${thrown}\n${JSON.stringify(stream.setting)}`)
+      told = true
+      throw thrown
+    }
+  })
   const details = await fc.check(property, {
     seed,
     numRuns: 1,

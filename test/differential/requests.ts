@@ -7,7 +7,7 @@
  */
 import { PAGE_BYTES, SEGMENTS_PER_INDIRECT_PAGE, type WireLayout } from '../../lib/testing/wire.js'
 import { Random } from './random.js'
-import { DATA, DATA_PAGES, isReadOnly, PAGES, refOf, TABLE_PAGES, TABLES } from './twin_guest.js'
+import { DATA, DATA_PAGES, PAGES, refOf, TABLE_PAGES, TABLES } from './twin_guest.js'
 
 export interface Place {
   readonly layout: WireLayout
@@ -97,9 +97,10 @@ class RequestMaker {
 
   /** Falls back to a direct one where no descriptor page is left. */
   indirect(operation: number): void {
-    const { maxIndirectSegments, layout } = this.#place
-    const most = Math.min(maxIndirectSegments || 64, this.#random.chance(5) ? 4096 : 60)
-    const count = this.#count(most)
+    const { maxIndirectSegments, layout, lanes } = this.#place
+    const many = operation === 1 && lanes === 1 && this.#random.chance(8)
+    const most = Math.min(maxIndirectSegments || 64, many ? 1024 : 60)
+    const count = many ? 1 + this.#random.below(most) : this.#count(most)
     const pages = Math.ceil(count / SEGMENTS_PER_INDIRECT_PAGE)
     if (this.#firstTable + pages > TABLE_PAGES) {
       this.transfer(operation)
@@ -107,11 +108,11 @@ class RequestMaker {
     }
     this.#head(6, operation)
     this.#view.setUint16(2, count, true)
-    this.#setSector(this.#sector(count))
+    this.#setSector(this.#sector(many ? count / SECTORS : count))
     for (let page = 0; page < pages; page++) {
       const table = new Uint8Array(PAGE_BYTES)
       const here = Math.min(count - page * SEGMENTS_PER_INDIRECT_PAGE, SEGMENTS_PER_INDIRECT_PAGE)
-      this.#segments(new DataView(table.buffer), 0, here)
+      this.#segments(new DataView(table.buffer), 0, here, many)
       this.#tables.push(table)
       const ref = refOf(TABLES + this.#firstTable + page)
       this.#view.setUint32(layout.indirectRefs + 4 * page, ref, true)
@@ -225,24 +226,39 @@ class RequestMaker {
     return align(lane * share + this.#random.below(room), sectorSize / 512)
   }
 
-  #segments(view: DataView, at: number, count: number): void {
+  /** @param small of one sector each, so that many fit on the disk */
+  #segments(view: DataView, at: number, count: number, small = false): void {
+    const random = this.#random
     const unit = this.#place.sectorSize / 512
+    const pages = this.#pages()
     for (let i = 0; i < count; i++) {
-      const whole = unit === SECTORS || this.#random.chance(70)
-      const first = whole ? 0 : this.#random.below(SECTORS)
-      const last = whole ? SECTORS - 1 : first + this.#random.below(SECTORS - first)
-      view.setUint32(at + 8 * i, refOf(this.#page()), true)
+      const whole = unit === SECTORS || (!small && random.chance(70))
+      const first = whole ? 0 : random.below(SECTORS)
+      const last = whole ? SECTORS - 1 : small ? first : first + random.below(SECTORS - first)
+      view.setUint32(at + 8 * i, refOf(pages(i)), true)
       view.setUint8(at + 8 * i + 4, first)
       view.setUint8(at + 8 * i + 5, last)
     }
   }
 
-  /** A page of this lane; one that is granted read-only comes in a while. */
-  #page(): number {
+  /**
+   * Pages of this lane, each once before one comes again: what is left in a page that a read fills twice depends on the
+   * direction in which memory is copied. In a while one is granted read-only.
+   */
+  #pages(): (i: number) => number {
+    const random = this.#random
     const { lanes, lane } = this.#place
-    const share = Math.floor(DATA_PAGES / lanes)
-    const page = DATA + lane * share + this.#random.below(share)
-    return isReadOnly(page) && this.#random.chance(90) ? page - 1 : page
+    const share = DATA_PAGES / lanes
+    const writable = share - share / 8
+    const first = random.below(writable)
+    // Prime to the number of writable pages, whatever the lanes.
+    const stride = random.pick([1, 1, 1, 5, 11, 13, 17])
+    const readOnly = random.chance(4) ? random.below(11) : -1
+    return (i) => {
+      const n = (first + i * stride) % writable
+      const page = DATA + lane * share + n + Math.floor(n / 7)
+      return i === readOnly ? page - ((page - DATA) % 8) + 7 : page
+    }
   }
 }
 
