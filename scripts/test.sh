@@ -10,11 +10,13 @@
 #   unit          TypeScript, one module at a time
 #   xen           a real Xen in an emulated machine: dom0 and one guest (`npm run test:xen` is the long form)
 #   integration   whole ways through the addon, the mock and the command line
+#   differential  the JavaScript engine: both engines on the same generated streams, and the integration tests that are
+#                 not about one engine on this one; VBDKIT_FULL=1: all of them, and no longer only a slice of the streams
 # Its last line is `N passed, N failed`; its exit code is 0 only when nothing failed.
-PHASES=(lint types tidy native asan tsan unit xen integration)
+PHASES=(lint types tidy native asan tsan unit xen integration differential)
 CPU_LANE=(native asan tsan)
 JS_LANE=(lint types tidy unit xen)
-ALONE=(integration)
+ALONE=(integration differential)
 
 source "$(dirname "$0")/common.sh"
 
@@ -58,6 +60,17 @@ run_native() { # NAME SANITIZERS DOCTEST-OPTION...
   return "$rc"
 }
 
+# Without VBDKIT_FULL what is long, or the same on both engines, is left out.
+run_differential() {
+  local files=(test/differential test/integration/{lifecycle_native,hostile_ring,filesystem}.test.ts)
+  [ -z "${VBDKIT_FULL:-}" ] || {
+    mapfile -t files < <(grep -l 'support/product_world' test/integration/*.test.ts)
+    files+=(test/differential)
+    export VBDKIT_SEEDS=500 VBDKIT_REQUESTS=1000000
+  }
+  VBDKIT_TEST_ENGINE=js run_vitest differential "${files[@]}"
+}
+
 # Exits with 3 where the machine cannot be had.
 run_xen() {
   local rc=0
@@ -77,6 +90,7 @@ run_phase() {
     unit) run_vitest unit test/unit ;;
     xen) run_xen ;;
     integration) run_vitest integration test/integration ;;
+    differential) run_differential ;;
   esac
 }
 

@@ -3,13 +3,14 @@
  * beyond its reactor's, and all of them together cost nothing while they are idle.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
-import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { afterEach, beforeEach, expect, it } from 'vitest'
 import type { Disk } from '../../lib/disk/disk.js'
 import { file, memory } from '../../lib/disk/drivers.js'
 import type { Protocol, TransferChoice } from '../../lib/engine/engine.js'
 import type { Frontend } from '../../lib/testing/frontend.js'
 import { formatVdev } from '../../lib/units.js'
 import type { Vbd } from '../../lib/vbd/vbd.js'
+import { describeNative } from '../support/engines.js'
 import { reactorSeconds } from '../support/product_hostile.js'
 import { VerifiedDisk } from '../support/product_verify.js'
 import { diskFolder, MIB, World } from '../support/product_world.js'
@@ -84,7 +85,7 @@ async function runAll(served: readonly Served[], count: number): Promise<void> {
   )
 }
 
-describe('64 vbds on two reactors', () => {
+describeNative('reactors are threads of the native engine')('64 vbds on two reactors', () => {
   it('cost no thread, find every byte, and sleep when nothing is to be done', async () => {
     const before = backendThreads()
     expect(before).toEqual({ 'vbdkit-0': 1, 'vbdkit-1': 1 })
