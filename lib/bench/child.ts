@@ -1,5 +1,5 @@
 /**
- * Child: a process of ours that does what it is asked, one call after the other, over Node's IPC channel. The backends
+ * Child: a process of ours that does what it is asked over Node's IPC channel, several calls at once. The backends
  * and the guests of a benchmark are such processes, so that they share neither processor nor address space.
  *
  *   bench process   call(name, argument) ──{id, name, argument}──►  serveCalls(handlers)
@@ -124,21 +124,28 @@ export class Child<H extends Handlers> {
   }
 }
 
-/** The child's end: answers calls in order until the parent lets go, then runs `close`. */
+/** The child's end: answers calls, each as soon as it can, until the parent lets go; then runs `close`. */
 export function serveCalls(handlers: Handlers, close: () => Promise<void>): void {
-  let turn: Promise<unknown> = Promise.resolve()
-  process.on('message', ({ id, name, argument }: Call) => {
-    turn = turn
-      .then(() => (handlers[name] as (argument: unknown) => Promise<unknown>)(argument))
-      .then(
-        (result) => process.send?.({ id, result } satisfies Answer),
-        (thrown) => {
-          const { code, message, remedy } = toVbdError(thrown)
-          process.send?.({ id, error: { code, message, remedy } } satisfies Answer)
-        },
-      )
+  const running = new Set<Promise<void>>()
+  const answer = async ({ id, name, argument }: Call): Promise<void> => {
+    try {
+      const handler = handlers[name] as (argument: unknown) => Promise<unknown>
+      const result = await handler(argument)
+      process.send?.({ id, result } satisfies Answer)
+    } catch (thrown) {
+      const { code, message, remedy } = toVbdError(thrown)
+      process.send?.({ id, error: { code, message, remedy } } satisfies Answer)
+    }
+  }
+  process.on('message', (call: Call) => {
+    const done = answer(call).finally(() => running.delete(done))
+    running.add(done)
   })
-  process.once('disconnect', () => void turn.then(close).finally(() => process.exit()))
+  process.once('disconnect', () => {
+    void Promise.allSettled(running)
+      .then(close)
+      .finally(() => process.exit())
+  })
   // Ctrl-C comes to all of us; stopping us is our parent's business.
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => {})
 }

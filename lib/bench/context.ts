@@ -53,7 +53,7 @@ export interface Comparison {
   readonly contenders: readonly Contender[]
   /** The series that the others' ratios are over. */
   readonly reference?: string
-  /** Length of a sample where the usual one is too short. */
+  /** Length of a sample where the usual one is too short; half of it does for a quick run. */
   readonly leastMs?: number
 }
 
@@ -84,13 +84,14 @@ export class Measured {
 export async function compare(context: Context, comparison: Comparison): Promise<Measured> {
   const { rounds, roundMs, signal, collected } = context
   const { contenders, reference, leastMs = 0 } = comparison
-  const milliseconds = Math.max(roundMs, leastMs)
+  const milliseconds = Math.max(roundMs, context.quick ? leastMs / 2 : leastMs)
   context.note(`${comparison.workload}, ${comparison.axis} ${comparison.at}`)
   const samples = new Map<string, Sample[]>()
   for (const { series } of contenders) samples.set(series, [])
   for (let round = -1; round < rounds; round++) {
     for (const contender of contenders) {
       throwIfAborted(signal)
+      if (round < 0 && contender.startsAnew) continue
       // Round -1 maps grants, fills caches and wakes processors.
       const sample = await measureSome(contender, round < 0 ? milliseconds / 2 : milliseconds)
       if (round >= 0) samples.get(contender.series)!.push(sample)

@@ -30,6 +30,8 @@ export interface Sample {
 export interface Contender {
   /** Who: `vbdkit`, `fio io_uring`, ... The same contender has the same name everywhere. */
   readonly series: string
+  /** Every sample is a new process, which there is no use in warming. */
+  readonly startsAnew?: boolean
   /** Measures for about `milliseconds`. */
   measure(milliseconds: number): Promise<Sample>
 }

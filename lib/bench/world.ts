@@ -109,7 +109,12 @@ export class World {
     const backend = await this.backend(options.engine ?? 'native')
     const rings = new Rings(this, backend)
     try {
-      for (let i = 0; i < (options.guests ?? 1); i++) await this.#attach(rings, backend, options)
+      const attached = Array.from({ length: options.guests ?? 1 }, () =>
+        this.#attach(rings, backend, options),
+      )
+      // All of them end before a failure is told: nothing is attached behind the caller's back.
+      await Promise.allSettled(attached)
+      await Promise.all(attached)
     } catch (thrown) {
       await rings.close()
       throw thrown
@@ -232,16 +237,22 @@ export class Rings {
     return { ...sample, cpuNs }
   }
 
-  /** Writes from the disk's start to its end, so that there is something to read. */
+  /**
+   * Writes every disk from its start to its end, so that there is something to read. Each run begins at the start: it
+   * takes one that is long enough for the slowest.
+   */
   async fill(sizeBytes: number, bytesEach: number): Promise<void> {
     const load: RingsLoad = { series: 'fill', write: true, sequential: true, mode: 'polling' }
-    for (let written = 0; written < sizeBytes; ) {
-      written += (await this.measure(load, 100)).operations * bytesEach
+    for (let milliseconds = 50; ; ) {
+      const { shares = [] } = await this.measure(load, milliseconds)
+      const filled = (Math.min(...shares) * bytesEach) / sizeBytes
+      if (filled >= 1) return
+      milliseconds *= Math.min(10, 1.3 / filled)
     }
   }
 
   async close(): Promise<void> {
-    for (const domid of this.#domids) await this.#world.guests.call('close', domid)
-    for (const id of this.#ids) await this.backend.call('unserve', id)
+    await Promise.all(this.#domids.map((domid) => this.#world.guests.call('close', domid)))
+    await Promise.all(this.#ids.map((id) => this.backend.call('unserve', id)))
   }
 }

@@ -17,7 +17,7 @@ namespace vbd::block {
 namespace {
 
 constexpr uint64_t kReserveAtLeast = 64ull << 30;
-constexpr uint64_t kFetchAheadBytes = 512;
+constexpr uint64_t kFetchAheadBytes = 1024;
 constexpr uint64_t kCacheLine = 64;
 constexpr uint64_t kLargest = 1ull << 46;  // half of a process's address space
 
@@ -93,10 +93,14 @@ class MemoryQueue final : public DeviceQueue {
     /// What will be copied next is fetched while this is copied: the processor's own prefetchers
     /// stop at the end of each page, and begin again with a miss and a page table walk.
     void fetch_ahead(const Io& io) const {
-        if (io.op != IoOp::kRead && io.op != IoOp::kWrite) return;
-        const uint8_t* begin = base_ + io.offset;
-        const uint64_t bytes = std::min(io.length, kFetchAheadBytes);
-        for (uint64_t at = 0; at < bytes; at += kCacheLine) __builtin_prefetch(begin + at);
+        if ((io.op != IoOp::kRead && io.op != IoOp::kWrite) || io.iov_count == 0) return;
+        const uint8_t* ours = base_ + io.offset;
+        const auto* guests = static_cast<const uint8_t*>(io.iov->iov_base);
+        const uint64_t bytes = std::min<uint64_t>(io.iov->iov_len, kFetchAheadBytes);
+        for (uint64_t at = 0; at < bytes; at += kCacheLine) {
+            __builtin_prefetch(ours + at);
+            __builtin_prefetch(guests + at);
+        }
     }
 
     void read(const Io& io) {

@@ -8,6 +8,7 @@ import { perSecond, type Sample } from '../sample.js'
 import type { RingsOptions } from '../world.js'
 
 const COUNTS = [1, 2, 5, 10, 16, 32]
+const QUICK_COUNTS = [1, 5, 10, 32]
 const MIB = 1024 ** 2
 const GIB = 1024 ** 3
 
@@ -21,7 +22,8 @@ const STRATEGIES = [
 export async function measureGuests(context: Context): Promise<void> {
   for (const kind of ['null', 'memory'] as const) {
     const byCount = new Map<number, Measured>()
-    for (const guests of COUNTS) byCount.set(guests, await measureCount(context, kind, guests))
+    for (const guests of context.quick ? QUICK_COUNTS : COUNTS)
+      byCount.set(guests, await measureCount(context, kind, guests))
     settleScaling(context, kind, byCount)
     if (kind === 'memory') settleStrategies(context, byCount.get(1)!)
   }
@@ -42,7 +44,7 @@ async function measureCount(
     for (const { series, transfer, persistent } of STRATEGIES) {
       const rings = await world.connect({ disk, transfer, guests, load: { persistent } })
       opened.push({ series, rings })
-      if (kind === 'memory') await rings.fill(256 * MIB, 4096)
+      if (kind === 'memory') await rings.fill(sizeBytes, 4096)
     }
     return await compare(context, {
       group: 'guests',

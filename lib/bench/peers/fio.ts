@@ -101,6 +101,7 @@ export function sampleOf(text: string, write: boolean): Sample {
 export function fio(job: FioJob): Contender {
   return {
     series: job.series,
+    startsAnew: true,
     async measure(milliseconds) {
       const before = job.serverCpuNs?.() ?? 0
       try {
