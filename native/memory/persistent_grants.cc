@@ -19,10 +19,13 @@ Result<std::unique_ptr<PersistentGrants>> PersistentGrants::create(xen::GrantTab
     if (!flat) return flat.error();
     auto entries = ReservedArray<Entry>::create(kMaxCap);
     if (!entries) return entries.error();
+    auto refs = ReservedArray<GrantRef>::create(kMaxCap);
+    if (!refs) return refs.error();
     flat.value().prefer_huge_tail();
     entries.value().prefer_huge_tail();
     cache->flat_ = std::move(flat).value();
     cache->entries_ = std::move(entries).value();
+    cache->refs_ = std::move(refs).value();
     cache->set_cap(cap);
     if (::getrandom(&cache->seed_, sizeof cache->seed_, 0) != sizeof cache->seed_) {
         cache->seed_ = reinterpret_cast<uintptr_t>(cache->flat_.data());
@@ -103,11 +106,12 @@ PersistentGrants::Insert PersistentGrants::insert(GrantRef ref, uint32_t now_ms,
     if (!mapped) return Insert::kRefused;
     if (first_free_ != kNone) {
         entry = first_free_;
-        first_free_ = entries_[entry].next_free;
+        first_free_ = refs_[entry];
     } else {
         entry = used_entries_++;
     }
-    entries_[entry] = Entry{mapped.value(), ref, 1, now_ms, kNone};
+    entries_[entry] = Entry{mapped.value(), 1, now_ms};
+    refs_[entry] = ref;
     link(ref, entry);
     size_++;
     return Insert::kInserted;
@@ -116,11 +120,12 @@ PersistentGrants::Insert PersistentGrants::insert(GrantRef ref, uint32_t now_ms,
 void PersistentGrants::drop(uint32_t entry) {
     Entry& dropped = entries_[entry];
     VBD_CHECK(dropped.in_use == 0 && dropped.address != nullptr);
-    unlink(dropped.ref);
+    unlink(refs_[entry]);
     // A refused unmap leaves nothing to retry: the handle's table still has the page and closing it
     // releases it.
     (void)!!grants_.unmap(dropped.address, 1);
-    dropped = Entry{nullptr, 0, 0, 0, first_free_};
+    dropped = Entry{nullptr, 0, 0};
+    refs_[entry] = first_free_;
     first_free_ = entry;
     size_--;
 }

@@ -62,12 +62,11 @@ class PersistentGrants {
     uint32_t cap() const { return cap_; }
 
   private:
+    /// What every request touches: four to a cache line, none in two.
     struct Entry {
-        void* address;  // null: free
-        GrantRef ref;
+        void* address;    // null: free
         uint32_t in_use;  // requests that hold it now
         uint32_t last_used_ms;
-        uint32_t next_free;
     };
     struct WildSlot {
         GrantRef ref;
@@ -102,6 +101,7 @@ class PersistentGrants {
     uint64_t seed_ = 0;
     ReservedArray<uint32_t> flat_;  // reference → entry + 1
     ReservedArray<Entry> entries_;
+    ReservedArray<GrantRef> refs_;  // of each entry; of a free one: the next free entry
     std::vector<WildSlot> wild_;  // open addressing, a power of two, at most half full
     uint32_t wild_count_ = 0;
     std::vector<uint32_t> candidates_;  // scratch of purge_overflow

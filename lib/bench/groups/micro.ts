@@ -61,7 +61,7 @@ async function measureLookup(context: Context, entries: number): Promise<void> {
       contenders,
       reference: 'red-black tree',
       // Long enough that what the others left in the caches does not count.
-      leastMs: entries > 10_000 ? 150 : 0,
+      leastMs: entries > 10_000 ? 300 : 0,
     }),
   )
   settle(context, {
