@@ -32,6 +32,7 @@ function worksOf(context: Context): Work[] {
     },
   ]
   for (const medium of mediaOf(context)) {
+    if (context.quick && medium.name === 'tmpfs') continue
     const disk = diskOf(medium, true)
     const base = { workload: `4 KiB random read, ${medium.name}`, disk, mode: medium.mode }
     if (medium.name === 'page cache') {

@@ -8,7 +8,7 @@ import { perSecond, type Sample } from '../sample.js'
 import type { RingsOptions } from '../world.js'
 
 const COUNTS = [1, 2, 5, 10, 16, 32]
-const QUICK_COUNTS = [1, 5, 10, 32]
+const QUICK_COUNTS = [1, 5, 32]
 const MIB = 1024 ** 2
 const GIB = 1024 ** 3
 

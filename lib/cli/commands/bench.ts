@@ -33,7 +33,7 @@ export function addBench(program: Command, context: Context): void {
     examples: [
       [
         'vbdkit bench --quick',
-        'all groups in short rounds, in about a minute: a look, nothing to quote',
+        'all groups in short rounds, in about 90 seconds: a look, nothing to quote',
       ],
       ['vbdkit bench --out results', 'the whole, into results/bench.json and results/bench.html'],
       ['vbdkit bench --only ring,guests', 'two of the groups'],
