@@ -2,7 +2,7 @@
 # test.sh [PHASE...]: what `npm test` runs: sets up what is missing, then every phase, or the phases named. Phases that
 # only compile or compute share the two lanes below; integration, which minds the clock, runs alone at the end.
 #   lint          biome, on everything it knows
-#   types         tsc, on lib and test
+#   types         tsc, on lib, test and examples; typedoc, on the docstrings
 #   tidy          the rules of the house: imports, headers, docstrings
 #   native        the C++ unit tests
 #   asan          the same under AddressSanitizer and UndefinedBehaviorSanitizer
@@ -82,7 +82,10 @@ run_xen() {
 run_phase() {
   case $1 in
     lint) biome check --error-on-warnings . ;;
-    types) tsc -p tsconfig.test.json --incremental --tsBuildInfoFile .cache/types.tsbuildinfo ;;
+    types)
+      tsc -p tsconfig.test.json --incremental --tsBuildInfoFile .cache/types.tsbuildinfo &&
+        typedoc --emit none
+      ;;
     tidy) run_vitest tidy test/tidy.test.ts ;;
     native) run_native native '' ;;
     asan) run_native asan address,undefined ;;
