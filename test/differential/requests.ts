@@ -18,6 +18,11 @@ export interface Place {
   /** This request's share of pages and disk. */
   readonly lane: number
   readonly lanes: number
+  /**
+   * References may be wrong, too. Not where it depends on the clock how far such a request gets before it fails: a small
+   * cache of grants refuses it when it has room, and copies what is good of it when it has none.
+   */
+  readonly wildRefs: boolean
 }
 
 /** A request to be written, and what it needs in the guest's other pages. */
@@ -140,10 +145,11 @@ class RequestMaker {
         view.setBigUint64(layout.sector, this.#wildSector(), true)
         break
       case 3:
-        view.setUint32(layout.segments, this.#wildRef(), true)
+        // Of a discard that would be a length, and might be a good one across lanes.
+        if (this.#slot[0] !== 5) this.#spoilRef(view, layout.segments)
         break
       case 4:
-        view.setUint32(layout.indirectRefs, this.#wildRef(), true)
+        this.#spoilRef(view, layout.indirectRefs)
         break
       case 5:
         view.setUint8(layout.segments + 4, random.below(10))
@@ -162,7 +168,7 @@ class RequestMaker {
     if (table === undefined) return
     const at = 8 * this.#random.below(SEGMENTS_PER_INDIRECT_PAGE)
     const view = new DataView(table.buffer)
-    if (this.#random.chance(50)) view.setUint32(at, this.#wildRef(), true)
+    if (this.#random.chance(50)) this.#spoilRef(view, at)
     else view.setUint16(at + 4, this.#random.u32(), true)
   }
 
@@ -170,6 +176,10 @@ class RequestMaker {
   get #share(): number {
     const { diskSectors, lanes, sectorSize } = this.#place
     return align(Math.floor(diskSectors / lanes), sectorSize / 512)
+  }
+
+  #spoilRef(view: DataView, at: number): void {
+    if (this.#place.wildRefs) view.setUint32(at, this.#wildRef(), true)
   }
 
   #wildSector(): bigint {
@@ -253,7 +263,7 @@ class RequestMaker {
     const first = random.below(writable)
     // Prime to the number of writable pages, whatever the lanes.
     const stride = random.pick([1, 1, 1, 5, 11, 13, 17])
-    const readOnly = random.chance(4) ? random.below(11) : -1
+    const readOnly = this.#place.wildRefs && random.chance(4) ? random.below(11) : -1
     return (i) => {
       const n = (first + i * stride) % writable
       const page = DATA + lane * share + n + Math.floor(n / 7)

@@ -224,15 +224,21 @@ class Run {
   async #ask(ring: number, seeds: readonly number[]): Promise<void> {
     const { disk, ringPages, maxPersistentGrants: cap } = this.#setting
     // With a small cache of grants it depends on the purge, and so on the clock, which pages are copied at the end.
-    const inOrder = (disk === 'memory' || disk === 'null') && (cap === 0 || cap >= DATA_PAGES * 2)
+    const timeless = cap === 0 || cap >= DATA_PAGES * 2
+    const inOrder = (disk === 'memory' || disk === 'null') && timeless
     const lanes = inOrder ? 1 : LANES
     const room = Math.min(lanes > 1 ? lanes : 512, ringPages === 1 ? 32 : 32 * ringPages)
     for (let first = 0; first < seeds.length; first += room) {
-      await this.#publish(ring, seeds.slice(first, first + room), lanes)
+      await this.#publish(ring, seeds.slice(first, first + room), lanes, timeless)
     }
   }
 
-  async #publish(ring: number, seeds: readonly number[], lanes: number): Promise<void> {
+  async #publish(
+    ring: number,
+    seeds: readonly number[],
+    lanes: number,
+    wildRefs: boolean,
+  ): Promise<void> {
     const { protocol, sectorSize, maxIndirectSegments } = this.#setting
     const layout = LAYOUTS[protocol]
     let table = 0
@@ -244,6 +250,7 @@ class Run {
         maxIndirectSegments,
         lane: i % lanes,
         lanes,
+        wildRefs,
       }
       const { slot, tables } = expand(seed, place, table)
       for (const { guest } of this.#halves) {
