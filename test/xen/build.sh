@@ -28,7 +28,8 @@ from=$(fingerprint test/xen/build.sh)
 if [ -e "$machine/dom0.ext4" ] && fresh xen "$from"; then exit 0; fi
 (ensure_packages "${XEN_PACKAGES[@]}") || unavailable 'QEMU or the tools that build the machine are not installed'
 
-PACKAGES=(xen-hypervisor-4.17-amd64 xen-utils-4.17 xenstore-utils qemu-system-xen linux-image-amd64 liburing2
+PACKAGES=(xen-hypervisor-4.17-amd64 xen-utils-4.17 xenstore-utils qemu-system-xen linux-image-amd64
+  grub-xen-host liburing2
   libstdc++6 bash coreutils busybox-static kmod libc-bin dash sed grep tar findutils gawk hostname util-linux mount
   e2fsprogs fdisk iproute2 procps cpio strace)
 DOM0_MODULES=(virtio_pci virtio_blk ext4 loop brd null_blk dm-mod xenfs xen-gntdev xen-gntalloc xen-evtchn xen-privcmd
@@ -180,6 +181,7 @@ build_dom0() {
   ln -s /run/lock "$root/var/lock"
   mkdir -p "$root"/{boot,srv}
   ln "$work/machine/vmlinux" "$root/boot/vmlinux"
+  cp "$stage/boot/vmlinuz-$kernel" "$root/boot/vmlinuz" # as a boot loader takes it
   mke2fs -q -t ext4 -O ^has_journal -d "$root" "$work/machine/dom0.ext4" 4G
 }
 

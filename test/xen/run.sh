@@ -4,12 +4,13 @@
 # Its last line is `N passed, N failed`; exit code 0 only when nothing failed, 3 when the machine cannot be had here.
 source "$(dirname "$0")/../../scripts/common.sh"
 
-# boot | xenstored | suites
+# boot | xenstored | suites | more of what boot.sh takes from its environment
 BOOTS=(
-  'short|xenstored|dom0+guest'
-  'disks|xenstored|operations+root'
-  'transfers|xenstored|transfers'
-  'oxenstored|oxenstored|dom0+guest+operations'
+  'short|xenstored|dom0+guest|'
+  'disks|xenstored|operations+root|'
+  'transfers|xenstored|transfers|'
+  'oxenstored|oxenstored|dom0+guest+operations|'
+  'grub|xenstored|grub|GUESTS=pvh'
 )
 
 wanted=("$@")
@@ -27,14 +28,15 @@ total_passed=0 total_failed=0
 for boot in "${wanted[@]}"; do
   found=
   for entry in "${BOOTS[@]}"; do
-    IFS='|' read -r name xenstored suites <<<"$entry"
+    IFS='|' read -r name xenstored suites settings <<<"$entry"
     [ "$name" != "$boot" ] || { found=yes; break; }
   done
   [ -n "$found" ] || die "no such boot: $boot" "the boots are: ${BOOTS[*]%%|*}"
   results=.cache/xen/results/$boot
-  say "real Xen, $boot: booting ($xenstored; $suites)"
+  say "real Xen, $boot: booting ($xenstored; $suites${settings:+; $settings})"
   passed=0 failed=0 skipped=0 rc=0
-  XENSTORED=$xenstored bash test/xen/boot.sh "$tar" "$results" "SUITES=$suites" || rc=$?
+  # shellcheck disable=SC2086 # settings are words
+  env XENSTORED="$xenstored" $settings bash test/xen/boot.sh "$tar" "$results" "SUITES=$suites" || rc=$?
   [ ! -s "$results/counts" ] || read -r passed failed skipped <"$results/counts"
   # A boot that did not come to its end has failed, whatever it counted.
   ((rc == 0 || failed > 0)) || failed=1

@@ -9,6 +9,12 @@ export interface GuestOptions {
   /** As a disk line of xl's configuration has them. */
   readonly disks?: readonly string[]
   readonly vcpus?: number
+  /** PV by default. */
+  readonly type?: 'pv' | 'pvh'
+  /** A boot loader that finds a kernel by itself, instead of Debian's kernel and our ramdisk. */
+  readonly loader?: string
+  /** How long it may take until it is up, milliseconds. */
+  readonly patienceMs?: number
   /** The disk whose file system it goes on in, instead of staying in its ramdisk: /dev/xvda. */
   readonly root?: string
   /** More for its kernel's command line; a parameter of its block frontend as `xen_blkfront.NAME=VALUE`. */
@@ -19,6 +25,7 @@ export interface GuestOptions {
 
 export class Guest {
   readonly name: string
+  readonly #patienceMs: number
   #domid: number
   #console: Program
   #up: Promise<unknown>
@@ -31,11 +38,12 @@ export class Guest {
     writeFileSync(path, configuration(name, options))
     await run('xl', 'create', path)
     const domid = await domidOf(name)
-    return new Guest(name, domid, await attach(domid))
+    return new Guest(name, domid, await attach(domid), options.patienceMs ?? PATIENCE_MS)
   }
 
-  private constructor(name: string, domid: number, console: Program) {
+  private constructor(name: string, domid: number, console: Program, patienceMs: number) {
     this.name = name
+    this.#patienceMs = patienceMs
     this.#domid = domid
     this.#console = console
     this.#up = this.#awaitUp()
@@ -48,6 +56,12 @@ export class Guest {
   /** All that its console has said since it was made or made again. */
   get console(): string {
     return this.#console.lines.join('\n')
+  }
+
+  /** A line of its console, from its beginning on, has this in it. */
+  async says(text: string, timeoutMs = PATIENCE_MS): Promise<void> {
+    const what = `${this.name} says '${text}'`
+    await this.#console.line((line) => line.includes(text), what, 0, timeoutMs)
   }
 
   /** It has booted and takes scripts. */
@@ -125,7 +139,12 @@ export class Guest {
   }
 
   #awaitUp(): Promise<unknown> {
-    const up = this.#console.line((line) => line === 'guest: up', `${this.name} is up`)
+    const up = this.#console.line(
+      (line) => line === 'guest: up',
+      `${this.name} is up`,
+      0,
+      this.#patienceMs,
+    )
     up.catch(() => {}) // for whoever asks
     return up
   }
@@ -175,20 +194,27 @@ async function noDomain(domid: number): Promise<void> {
 }
 
 function configuration(name: string, options: GuestOptions): string {
-  const { disks = [], vcpus = 1, root, extra = '', onReboot = 'destroy' } = options
-  const boot = root === undefined ? '' : ` root=${root}`
+  const { disks = [], vcpus = 1, type = 'pv', onReboot = 'destroy' } = options
   return [
     `name = "${name}"`,
-    'type = "pv"',
+    `type = "${type}"`,
     'memory = 320',
     `vcpus = ${vcpus}`,
-    'kernel = "/boot/vmlinux"',
-    'ramdisk = "/boot/guest-ramdisk"',
-    `extra = "console=hvc0 quiet panic=1 mitigations=off${boot} ${extra}"`,
+    ...kernel(options),
     'on_poweroff = "destroy"',
     `on_reboot = "${onReboot}"`,
     'on_crash = "destroy"',
     `disk = [ ${disks.map((disk) => `"${disk}"`).join(', ')} ]`,
     '',
   ].join('\n')
+}
+
+function kernel({ loader, root, extra = '' }: GuestOptions): string[] {
+  if (loader !== undefined) return [`kernel = "${loader}"`]
+  const boot = root === undefined ? '' : ` root=${root}`
+  return [
+    'kernel = "/boot/vmlinux"',
+    'ramdisk = "/boot/guest-ramdisk"',
+    `extra = "console=hvc0 quiet panic=1 mitigations=off${boot} ${extra}"`,
+  ]
 }

@@ -48,6 +48,15 @@ export class Service {
     return connection as Record<string, unknown>
   }
 
+  /** The ABI of each connection of a vbd that there was, in order. */
+  protocols(vbd: string): string[] {
+    return this.#program.lines
+      .filter((line) => line.startsWith('{'))
+      .map((line) => JSON.parse(line))
+      .filter((said) => said.event === 'connected' && said.vbd === vbd)
+      .map(({ connection }) => connection.protocol)
+  }
+
   /** What has been said so far: `event` from here on sees only what comes. */
   get said(): number {
     return this.#program.lines.length
