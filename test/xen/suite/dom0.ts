@@ -9,6 +9,12 @@ import { makeImage } from './support/disk.js'
 import { Service } from './support/service.js'
 import { assertNoTraces, lookForTraces, type Traces } from './support/traces.js'
 
+/** What the doctor has nothing against in dom0; Xen's version and limits are the machine's own affair. */
+const FIT = [
+  ...['addon', 'kernel', 'xenstore', 'gntdev', 'evtchn', 'grant-copy', 'conflicts', 'xl-script'],
+  ...['libxengnttab.so.1', 'libxenevtchn.so.1'],
+]
+
 const semantics = parseJUnit(
   // It exits with 1 when a case fails: which, stands in the report.
   await sh(`/opt/rig/native_tests --test-case='xen semantics\\, real*' --reporters=junit || true`),
@@ -27,6 +33,17 @@ describe('dom0 without guests', () => {
     traces = await lookForTraces()
   })
 
+  it('is found fit by the doctor, once the hotplug script is installed', async () => {
+    await run('vbdkit', 'xl-script', 'install')
+    // Exits with 1, and throws, when a check failed.
+    const { xen, checks } = JSON.parse(await run('vbdkit', 'doctor', '--json', '--xen', 'host'))
+    assert.equal(xen, 'host')
+    const passed = checks
+      .filter(({ status }: Check) => status === 'pass')
+      .map(({ name }: Check) => name)
+    for (const name of FIT) assert.ok(passed.includes(name), name)
+  })
+
   it('takes a disk for a guest that is not there yet, and lets go of it', async () => {
     const image = await makeImage('/srv/early.img', 64)
     const server = await Service.serve('99:xvda', 'file', image)
@@ -40,6 +57,11 @@ describe('dom0 without guests', () => {
 
   it('has no trace of it', () => assertNoTraces(traces))
 })
+
+interface Check {
+  readonly name: string
+  readonly status: 'pass' | 'warn' | 'fail'
+}
 
 interface Case {
   readonly name: string
