@@ -160,7 +160,7 @@ const LIB_LAYERS: Record<string, readonly string[]> = {
   platform: ['xenstore', 'engine', 'mock'],
   vbd: ['xenstore', 'xenbus', 'disk', 'engine'],
   backend: ['xenstore', 'xenbus', 'disk', 'engine', 'mock', 'platform', 'vbd'],
-  control: ['xenstore', 'vbd', 'backend'],
+  control: ['xenstore', 'disk', 'vbd', 'backend'],
   daemon: ['xenstore', 'xenbus', 'disk', 'vbd', 'backend'],
   testing: ['xenstore', 'xenbus', 'engine', 'mock'],
   bench: ['xenstore', 'disk', 'engine', 'mock', 'platform', 'vbd', 'backend', 'testing'],

@@ -1,6 +1,7 @@
 /** DRIVER [ARG]: which disk a command line means. */
 import { existsSync, statSync } from 'node:fs'
 import { resolve } from 'node:path'
+import { parseParams } from '../daemon/params.js'
 import { concat } from '../disk/compose.js'
 import { defineDisk } from '../disk/define.js'
 import type { Disk, DiskFilter } from '../disk/disk.js'
@@ -85,6 +86,18 @@ export async function loadDiskOf(
   const disk = await loadDisk(path, given)
   disk.validate()
   return disk
+}
+
+/**
+ * The disk that `params` name, as `vbdkit swap` sends them.
+ *
+ * @throws as `loadDiskOf` and `parseParams`
+ */
+export function diskOfParams(params: string): Promise<Disk> {
+  const { driver, argument, words } = parseParams(params)
+  return driver === 'script'
+    ? loadDiskOf(argument, [], words)
+    : loadDiskOf(driver, [argument], words)
 }
 
 /** KEY=VALUE words as an object. */

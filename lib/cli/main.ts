@@ -20,6 +20,7 @@ import { addReplay } from './commands/replay.js'
 import { addResize } from './commands/resize.js'
 import { addServe } from './commands/serve.js'
 import { addStats } from './commands/stats.js'
+import { addSwap } from './commands/swap.js'
 import { addTrace } from './commands/trace.js'
 import { addTune } from './commands/tune.js'
 import { addUnit } from './commands/unit.js'
@@ -101,6 +102,7 @@ function buildProgram(context: Context): Command {
     addDoctor,
     addPause,
     addResume,
+    addSwap,
     addTrace,
     addReplay,
     addDemo,

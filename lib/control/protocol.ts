@@ -81,6 +81,14 @@ export const requestSchema = z.discriminatedUnion('verb', [
   /** Hold the guest's requests back, until `resume`. */
   z.strictObject({ id, verb: z.literal('pause'), vbd }),
   z.strictObject({ id, verb: z.literal('resume'), vbd }),
+  /** Another disk in place of this one, as `params` name it; `shrink` allows a smaller one. */
+  z.strictObject({
+    id,
+    verb: z.literal('swap'),
+    vbd,
+    params: z.string().min(1).max(4096),
+    shrink: z.boolean().optional(),
+  }),
   /** The guest's requests as they are answered, for as long as the client stays: events {requests, dropped}. */
   z.strictObject({ id, verb: z.literal('trace'), vbd }),
   z.strictObject({ id, verb: z.literal('stop') }),

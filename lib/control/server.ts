@@ -37,6 +37,7 @@ export interface ControlTarget {
   resize(vbd: string, sizeBytes: number, shrink: boolean): Promise<unknown>
   pause(vbd: string): Promise<unknown>
   resume(vbd: string): Promise<unknown>
+  swap(vbd: string, params: string, shrink: boolean): Promise<unknown>
   /** Traced requests, until the signal fires or the vbd is gone. */
   trace(vbd: string, signal: AbortSignal): AsyncIterable<object>
   /** Without `vbd`: all of them, and those to come. */
@@ -184,6 +185,8 @@ class Client {
         return this.#target.pause(request.vbd)
       case 'resume':
         return this.#target.resume(request.vbd)
+      case 'swap':
+        return this.#target.swap(request.vbd, request.params, request.shrink === true)
       case 'trace':
       case 'stop':
         return {}

@@ -2,6 +2,7 @@
  * What a control socket does to a Backend: each verb of the protocol as calls of the library. No state of its own.
  */
 import type { Backend } from '../backend.js'
+import type { Disk } from '../disk/disk.js'
 import type { Vbd, VbdTunables } from '../vbd/vbd.js'
 import type { ControlTarget } from './server.js'
 
@@ -26,8 +27,17 @@ export interface Resized {
   readonly previousBytes: number
 }
 
-/** The target that controls every vbd of a backend; `stop` is told when a client wants the end. */
-export function backendTarget(backend: Backend, stop: () => void): ControlTarget {
+/**
+ * The target that controls every vbd of a backend.
+ *
+ * @param stop told when a client wants the end
+ * @param diskOf the disk that `params` name
+ */
+export function backendTarget(
+  backend: Backend,
+  stop: () => void,
+  diskOf: (params: string) => Promise<Disk>,
+): ControlTarget {
   return {
     list: () => backend.vbds().map(summary),
     info: (vbd) => backend.vbd(vbd).info(),
@@ -50,6 +60,9 @@ export function backendTarget(backend: Backend, stop: () => void): ControlTarget
     async resume(vbd) {
       await backend.vbd(vbd).resume()
       return {}
+    },
+    async swap(vbd, params, shrink) {
+      return backend.vbd(vbd).swap(await diskOf(params), { shrink })
     },
     async *trace(id, signal) {
       const vbd = backend.vbd(id)

@@ -2,7 +2,7 @@
  * pause, resume, trace and replay as an operator has them: processes on a mock, real programs on the disk.
  */
 import { execFile } from 'node:child_process'
-import { readFile, truncate, writeFile } from 'node:fs/promises'
+import { copyFile, readFile, truncate, writeFile } from 'node:fs/promises'
 import { promisify } from 'node:util'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { jsonLines, Scene } from './cli_process.js'
@@ -48,6 +48,31 @@ describe('pause and resume', () => {
     await writing
     expect(before.every((byte) => byte === 0)).toBe(true)
     expect((await readFile(image))[0]).toBe(0x11)
+  })
+})
+
+describe('swap', () => {
+  it('to a copy of the image that was made while paused', async () => {
+    await qemuIo('write -P 0x22 0 64k', 'flush')
+    const copy = scene.path('copy.img')
+    await ask('pause', '1:xvda')
+    await copyFile(image, copy)
+    const swapped = await ask('swap', '1:xvda', 'file', copy, '--direct', 'off')
+    expect(swapped).toMatchObject({ code: 0, err: '' })
+    expect(swapped.out).toContain(`now file(${copy}`)
+    await ask('resume', '1:xvda')
+    await qemuIo('read -P 0x22 0 64k', 'write -P 0x33 0 4k', 'flush')
+    expect((await readFile(copy))[0]).toBe(0x33)
+    expect((await readFile(image))[0]).toBe(0x22)
+  })
+
+  it('what cannot be is said in a line, and the old disk is served on', async () => {
+    const { code, err } = await ask('swap', '1:xvda', 'memory', '1MiB')
+    expect(code).toBe(2)
+    expect(err).toContain('fewer than')
+    expect((await ask('swap', '1:xvda', 'file', scene.path('none.img'))).code).toBe(2)
+    await qemuIo('write -P 0x44 0 4k', 'flush')
+    expect((await readFile(image))[0]).toBe(0x44)
   })
 })
 

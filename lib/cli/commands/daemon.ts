@@ -14,7 +14,7 @@ import { formatSize } from '../../units.js'
 import type { DeviceOffer } from '../../vbd/offer.js'
 import type { Vbd } from '../../vbd/vbd.js'
 import { Announcer } from '../announcer.js'
-import { diskOf, loadDiskOf } from '../drivers.js'
+import { diskOf, diskOfParams, loadDiskOf } from '../drivers.js'
 import { openLog } from '../log.js'
 import { action, addCommand, type Command, type Context } from '../program.js'
 import { aborted, stoppable } from '../signals.js'
@@ -216,7 +216,7 @@ async function listen(
 ): Promise<ControlServer> {
   const path = words.control ?? daemonSocket(backend.mock?.dir ?? mockDirOf(words.xen))
   try {
-    return await ControlServer.listen(path, backendTarget(backend, stop))
+    return await ControlServer.listen(path, backendTarget(backend, stop, diskOfParams))
   } catch (thrown) {
     if (!(thrown instanceof VbdError) || thrown.code !== 'ERR_VBD_BUSY') throw thrown
     throw new VbdError('ERR_VBD_BUSY', 'another vbdkit daemon is running', {

@@ -10,7 +10,7 @@ import { formatSize, parseVbdId } from '../../units.js'
 import type { ToolstackChoice } from '../../vbd/attachment.js'
 import type { Vbd } from '../../vbd/vbd.js'
 import { Announcer } from '../announcer.js'
-import { DISKS, type DriverOptions, loadDiskOf } from '../drivers.js'
+import { DISKS, type DriverOptions, diskOfParams, loadDiskOf } from '../drivers.js'
 import { filterOption } from '../filters.js'
 import { openLog } from '../log.js'
 import { choiceOption, vbdArgument } from '../options.js'
@@ -183,7 +183,7 @@ async function listen(
   id: string | undefined,
 ): Promise<ControlServer> {
   try {
-    return await ControlServer.listen(path, backendTarget(backend, stop))
+    return await ControlServer.listen(path, backendTarget(backend, stop, diskOfParams))
   } catch (thrown) {
     if (id === undefined || !(thrown instanceof VbdError) || thrown.code !== 'ERR_VBD_BUSY')
       throw thrown

@@ -141,6 +141,10 @@ describe('commands that ask a running serve', () => {
     },
     pause: async (vbd) => void asked.push([vbd, 'pause']),
     resume: async (vbd) => void asked.push([vbd, 'resume']),
+    swap: async (vbd, params, shrink) => {
+      asked.push([vbd, params, shrink])
+      return { description: params, sizeBytes: 1 << 20 }
+    },
     trace: async function* () {},
     tune: (vbd, tuning: Tuning) => {
       asked.push([vbd, tuning])

@@ -63,6 +63,9 @@ class FakeTarget implements ControlTarget {
     this.paused.splice(this.paused.indexOf(vbd), 1)
     return {}
   }
+  async swap(vbd: string, params: string, shrink: boolean) {
+    return { vbd, params, shrink }
+  }
   async *trace(vbd: string) {
     this.info(vbd)
     yield { requests: [1, 2], dropped: 0 }
