@@ -172,6 +172,7 @@ bool Queue::reap(uint64_t now_ns) {
 }
 
 bool Queue::consume(uint64_t now_ns) {
+    pass_pages_ = 0;
     if (stalled_) {
         if (!may_consume() || !admit(stalled_)) return false;
     } else {
@@ -187,7 +188,6 @@ bool Queue::consume(uint64_t now_ns) {
     }
     blkif::Limits now_limits = limits();
     batch_.clear();
-    pass_pages_ = 0;
     if (stalled_) {
         batch_.push_back(stalled_);
         stalled_ = nullptr;

@@ -183,11 +183,18 @@ void Reactor::idle(uint64_t now_ns) {
     last_work_ns_ = woken_ns;
 }
 
+bool Reactor::arm(Queue& queue, uint64_t now_ns) {
+    const bool quiet = queue.arm(now_ns);
+    // It may have put off an unmask: the timers run when that is due, not only at the next tick.
+    next_tick_ns_ = std::min(next_tick_ns_, queue.unmask_due_ns());
+    return quiet;
+}
+
 // False: a guest slipped a request in; do not sleep.
 bool Reactor::arm_all(uint64_t now_ns) {
     bool all = true;
     for (Member& member : members_) {
-        if (!member.queue->armed() && !member.queue->arm(now_ns)) all = false;
+        if (!member.queue->armed() && !arm(*member.queue, now_ns)) all = false;
     }
     return all && !mailbox_.has_mail();
 }
@@ -196,7 +203,7 @@ void Reactor::arm_quiet_rings(uint64_t now_ns) {
     uint64_t quiet_ns = std::max(kQuietRingNs, window_ns_);
     for (Member& member : members_) {
         Queue& queue = *member.queue;
-        if (!queue.armed() && now_ns - queue.last_work_ns() >= quiet_ns) queue.arm(now_ns);
+        if (!queue.armed() && now_ns - queue.last_work_ns() >= quiet_ns) arm(queue, now_ns);
     }
 }
 

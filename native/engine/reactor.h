@@ -88,6 +88,7 @@ class Reactor {
     void loop();
     bool turn(uint64_t now_ns);
     void idle(uint64_t now_ns);
+    bool arm(Queue& queue, uint64_t now_ns);
     bool arm_all(uint64_t now_ns);
     void arm_quiet_rings(uint64_t now_ns);
     bool wait_for_events(uint64_t timeout_ns);
