@@ -37,6 +37,7 @@ export {
   type VerifyOptions,
   verify,
 } from './disk/filters.js'
+export { type OverlayOptions, overlaid, overlay } from './disk/overlay.js'
 export {
   type DiskDefinition,
   DiskError,

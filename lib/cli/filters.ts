@@ -4,6 +4,7 @@ import { partitioned, sliced } from '../disk/compose.js'
 import type { DiskFilter } from '../disk/disk.js'
 import { encrypt } from '../disk/encrypt.js'
 import { delay, type FaultOperation, fault, log, throttle, verify } from '../disk/filters.js'
+import { overlaid } from '../disk/overlay.js'
 import { toVbdError, VbdError } from '../errors.js'
 
 /** For the help and for complaints: name and form of every filter. */
@@ -14,6 +15,7 @@ export const FILTERS = {
   log: 'log:FILE or log:path=FILE,records=16384',
   verify: 'verify or verify:block=4KiB,mismatch=report',
   encrypt: 'encrypt:KEYFILE or encrypt:keyfile=FILE,sector=4096,ivoffset=0,discard',
+  overlay: 'overlay:FILE or overlay:scratch=FILE,granularity=64KiB',
   slice: 'slice:offset=1MiB,length=1GiB',
   partition: 'partition:1',
 } as const
@@ -118,6 +120,13 @@ const PARSERS: Readonly<Record<Name, (text: string) => DiskFilter>> = {
       ...words.pick('sector', 'sectorSize', () => words.number('sector') as 512 | 4096),
       ...words.pick('ivoffset', 'ivOffset', () => words.number('ivoffset')),
       ...words.pick('discard', 'discard', () => true),
+    })
+  },
+  overlay(text) {
+    const words = new Words('overlay', text, 'scratch', ['scratch', 'granularity'])
+    return overlaid({
+      ...words.pick('scratch', 'scratch', same),
+      ...words.pick('granularity', 'granularity', same),
     })
   },
   slice(text) {

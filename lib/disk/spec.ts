@@ -142,6 +142,16 @@ export interface EncryptSpec {
   readonly discard: boolean
 }
 
+/** Copy on write into the container at `scratch`; none: in memory. */
+export interface OverlaySpec {
+  readonly driver: 'overlay'
+  /** Open without the right to write. */
+  readonly base: DiskSpec
+  readonly scratch?: string
+  readonly granuleBytes: number
+  readonly readOnly: boolean
+}
+
 /** A disk without disks below it. */
 export type LeafSpec = FileSpec | SizedSpec | PatternSpec | ScriptSpec
 
@@ -155,6 +165,7 @@ export type FilterSpec =
   | LogSpec
   | VerifySpec
   | EncryptSpec
+  | OverlaySpec
 
 /** A filter's own part, without the disk below it. */
 export type StageSpec = FilterSpec extends infer S

@@ -186,6 +186,11 @@ bool read_stage(const std::string& driver, Fields& fields, stages::DiskSpec& spe
             .report_only = fields.flag("reportOnly")};
     } else if (driver == "encrypt") {
         spec.stage = encrypt_of(fields);
+    } else if (driver == "overlay") {
+        spec.stage = stages::OverlayOptions{
+            .scratch = fields.text("scratch"),
+            .granule_bytes = static_cast<uint32_t>(fields.whole("granuleBytes", 4096)),
+            .read_only = fields.flag("readOnly")};
     } else {
         return false;
     }

@@ -73,15 +73,6 @@ struct OverlayOptions {
     bool read_only = false;
 };
 
-struct CacheOptions {
-    uint64_t size_bytes = 64ull << 20;
-    uint64_t write_back_ms = 1000;
-};
-
-struct ReadAheadOptions {
-    uint32_t window_bytes = 512 * 1024;
-};
-
 struct DiskSpec {
     std::variant<block::DeviceOptions, SliceOptions, ConcatOptions, ThrottleOptions, DelayOptions,
                  FaultOptions, LogOptions, VerifyOptions, EncryptOptions, OverlayOptions>

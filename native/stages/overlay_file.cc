@@ -192,6 +192,8 @@ Status OverlayFile::load_page(uint64_t page, const uint8_t* slots) {
                      scratch_->geometry().description + " is damaged: the checksum of bitmap page " +
                          std::to_string(page) + " is wrong"};
     }
+    // Written anew before the container says again that it was left in order.
+    if (torn > 0) state.dirty.store(true);
     if (counts) {
         std::memcpy(&bits_[page * kWordsPerPage], counts + sizeof(PageHead), kWordsPerPage * 8);
     }
@@ -255,6 +257,7 @@ int32_t OverlayFile::write_header() {
 
 int32_t OverlayFile::commit() {
     if (failed()) return EIO;
+    if (!writable_) return 0;
     // What is promised is what was marked before its data is made durable, and nothing since.
     std::vector<std::pair<uint64_t, std::unique_ptr<PageBuffer>>> snapshots;
     for (uint64_t page = 0; page < pages(); page++) {
@@ -307,7 +310,6 @@ Status OverlayFile::reset() {
     header_.epoch++;
     if (Status s = failed_io(write_header(), "resetting an overlay"); !s) return s;
     for (uint64_t page = 0; page < pages(); page++) {
-        page_states_[page].dirty.store(false);
         for (uint64_t i = 0; i < kWordsPerPage; i++) {
             __atomic_store_n(&bits_[page * kWordsPerPage + i], 0, __ATOMIC_RELEASE);
         }

@@ -1,7 +1,7 @@
 /**
  * The examples, run as they say that they are run, and used by real programs through a guest's NBD export.
  */
-import { execFile } from 'node:child_process'
+import { type ChildProcess, execFile, spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import { readFileSync, writeFileSync } from 'node:fs'
@@ -10,6 +10,10 @@ import type { AddressInfo } from 'node:net'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { mockPaths } from '../../lib/mock/mock_paths.js'
+import { MockGuest } from '../../lib/testing/guest.js'
+import { connectXenstore } from '../../lib/xenstore/client.js'
+import { Xl } from '../support/xl.js'
 import { jsonLines, type Running, Scene } from './cli_process.js'
 
 const MIB = 1024 * 1024
@@ -178,5 +182,55 @@ describe('http', () => {
     ])
     expect(readFileSync(scene.path('again')).equals(image)).toBe(true)
     expect(asked.length).toBe(3)
+  })
+})
+
+describe('golden', () => {
+  const running: ChildProcess[] = []
+  afterEach(() => {
+    for (const child of running.splice(0)) child.kill('SIGKILL')
+  })
+
+  async function start(image: string): Promise<ChildProcess> {
+    const args = ['--import', 'vbdkit/typescript', example('golden'), image, scene.folder]
+    const child = spawn(process.execPath, args, {
+      env: { ...process.env, VBDKIT_XEN: scene.xen },
+      stdio: ['ignore', 'pipe', 'inherit'],
+    })
+    running.push(child)
+    await once(child.stdout!, 'data')
+    return child
+  }
+
+  it('gives each guest an overlay by its name, kept for the next time', async () => {
+    const image = scene.path('golden.raw')
+    const bytes = randomBytes(MIB)
+    writeFileSync(image, bytes)
+    const store = await connectXenstore({ path: mockPaths(scene.path('xen')).xenstore })
+    const xl = new Xl(store)
+    try {
+      for (const domid of [1, 2]) {
+        const backend = await start(image)
+        const guest = await MockGuest.join({ dir: scene.path('xen'), domid })
+        for (const [target, vdev] of [
+          ['web1', 'xvda'],
+          ['web2', 'xvdb'],
+        ] as const) {
+          await xl.attach(domid, { vdev, target, script: 'block-vbdkit' })
+          const disk = await guest.disk(vdev)
+          if (domid === 1) await disk.write(4096, Buffer.from(target.padEnd(512)))
+          expect((await disk.read(4096, 512)).toString().trim()).toBe(target)
+          expect((await disk.read(8192, 4096)).equals(bytes.subarray(8192, 12288))).toBe(true)
+        }
+        await guest.close()
+        const ended = once(backend, 'exit')
+        backend.kill('SIGTERM')
+        expect(await ended).toEqual([0, null])
+        await store.remove(`/local/domain/0/backend/vbd/${domid}`)
+      }
+      expect(readFileSync(image).equals(bytes)).toBe(true)
+    } finally {
+      await store.close()
+    }
   })
 })

@@ -9,6 +9,7 @@ import type { Disk } from '../../../lib/disk/disk.js'
 import { file, memory, pattern, zero } from '../../../lib/disk/drivers.js'
 import { encrypt, keyOf } from '../../../lib/disk/encrypt.js'
 import { delay, fault, log, throttle, verify } from '../../../lib/disk/filters.js'
+import { overlay } from '../../../lib/disk/overlay.js'
 import { mapStages, stagesOf } from '../../../lib/disk/spec.js'
 import { VbdError } from '../../../lib/errors.js'
 
@@ -127,6 +128,34 @@ describe('keys', () => {
     expect(complaint(() => at('short').validate()).message).toContain('63 bytes')
     expect(complaint(() => at('none').validate()).code).toBe('ERR_VBD_BACKING')
   })
+})
+
+describe('overlay', () => {
+  it('opens the disk below without the right to write, and its own file with it', () => {
+    const image = join(folder, 'key')
+    const scratch = join(folder, 'new')
+    const disk = overlay(file(image), { scratch, granularity: '64KiB' })
+    expect(disk.spec).toMatchObject({
+      ...{ driver: 'overlay', scratch, granuleBytes: 65536, readOnly: false },
+      base: { driver: 'file', readOnly: true },
+    })
+    expect(disk.uses()).toMatchObject([
+      { path: image, writes: false },
+      { path: scratch, writes: true },
+    ])
+    const before = disk.identity()
+    writeFileSync(scratch, '')
+    expect(disk.identity()).toBe(before)
+    expect(disk.asReadOnly().uses()).toMatchObject([{ writes: false }, { writes: false }])
+  })
+
+  it.each([{ granularity: 5000 }, { granularity: '2MiB' }, { granularity: 512 }, { scratch: '' }])(
+    '%j is refused',
+    (options) => {
+      const error = complaint(() => overlay(memory('1MiB'), options))
+      expect(error.code).toBe('ERR_VBD_ARGUMENT')
+    },
+  )
 })
 
 describe('--filter', () => {
