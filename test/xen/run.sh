@@ -9,7 +9,8 @@ BOOTS=(
   'short|xenstored|dom0+guest|'
   'disks|xenstored|operations+root|'
   'transfers|xenstored|transfers|'
-  'oxenstored|oxenstored|dom0+guest+operations|'
+  'life|xenstored|life|'
+  'oxenstored|oxenstored|dom0+guest+life+operations|'
   'grub|xenstored|grub|GUESTS=pvh'
 )
 

@@ -104,10 +104,11 @@ export class Guest {
     await this.#rebooted()
   }
 
-  /** As it can happen at any time: its pages are gone at once. */
-  async destroy(): Promise<void> {
-    await run('xl', 'destroy', this.name)
+  /** As it can happen at any time: its pages are gone at once. What xl had to complain of. */
+  async destroy(): Promise<string> {
+    const said = await sh(`xl destroy ${this.name} 2>&1`)
     await this.ended()
+    return said
   }
 
   async #rebooted(): Promise<void> {
