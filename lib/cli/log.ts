@@ -2,6 +2,7 @@
  * Log: what a daemon's operator reads later: JSON lines with time and level, written by pino
  * without waiting for the disk.
  */
+import { openSync } from 'node:fs'
 import { type DestinationStream, destination, type Logger, pino } from 'pino'
 import { VbdError } from '../errors.js'
 
@@ -21,23 +22,8 @@ export interface Log {
  */
 export async function openLog(path: string | undefined, level: LogLevel): Promise<Log> {
   if (path === undefined) return { logger: pino({ level: 'silent' }), close: async () => {} }
-  const file = destination({ dest: path, append: true, sync: false })
-  await new Promise<void>((resolve, reject) => {
-    file.once('ready', resolve)
-    file.once('error', (cause: NodeJS.ErrnoException) => {
-      reject(
-        new VbdError(
-          'ERR_VBD_ARGUMENT',
-          `--log: cannot write to ${path} (${cause.code ?? cause.message})`,
-          {
-            path,
-            cause,
-            remedy: 'name a file that can be written',
-          },
-        ),
-      )
-    })
-  })
+  // Opened here: a destination that could not open its file cannot be let go of, and complains at the process's end.
+  const file = destination({ fd: opened(path), sync: false })
   // A full disk must not end the service of guests.
   file.on('error', () => {})
   const logger = pino({ level, base: null }, file as DestinationStream)
@@ -48,5 +34,18 @@ export async function openLog(path: string | undefined, level: LogLevel): Promis
         file.once('close', () => resolve())
         file.end()
       }),
+  }
+}
+
+function opened(path: string): number {
+  try {
+    return openSync(path, 'a')
+  } catch (cause) {
+    const { code, message } = cause as NodeJS.ErrnoException
+    throw new VbdError('ERR_VBD_ARGUMENT', `--log: cannot write to ${path} (${code ?? message})`, {
+      path,
+      cause,
+      remedy: 'name a file that can be written',
+    })
   }
 }
