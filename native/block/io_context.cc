@@ -119,6 +119,11 @@ void IoContext::disarm() {
         armed_ = false;
     }
     if (uring_) uring_->disarm();
+    if (wake_was_quiet_) {
+        // What came since is still there, and ends the next sleep at once.
+        wake_was_quiet_ = false;
+        return;
+    }
     eventfd_t ignored;
     eventfd_read(wake_fd_.get(), &ignored);
 }

@@ -94,6 +94,10 @@ class IoContext {
     /// Readable when poll() would find something that it did not when arm() was called.
     int wake_fd() const { return wake_fd_.get(); }
 
+    /// Whoever slept saw that wake_fd() is not readable: the next poll() need not read it, which
+    /// saves a system call where most wake-ups have other reasons.
+    void wake_was_quiet(bool quiet) { wake_was_quiet_ = quiet; }
+
     /// From any thread: returns an Io that another thread finished (Io::error set) to this reactor,
     /// where poll() counts it as finished and completes it.
     void complete_from_thread(Io* io);
@@ -139,6 +143,7 @@ class IoContext {
     std::mutex mutex_;  // guards the two below, and armed_ against other threads
     IoList remote_;
     IoList remote_resumed_;
+    bool wake_was_quiet_ = false;
     bool armed_ = false;                     // somebody may sleep: completions write to wake_fd_
     std::atomic<bool> remote_ready_{false};  // they are not both empty
 };

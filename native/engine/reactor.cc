@@ -93,7 +93,7 @@ Status Reactor::set_up() {
     io_ = std::move(io).value();
     pool_->on_give_back(
         [io = io_.get()](void* begin, size_t length) { io->forget_buffers(begin, length); });
-    if (!watch(mailbox_.wake_fd(), nullptr) || !watch(io_->wake_fd(), nullptr)) {
+    if (!watch(mailbox_.wake_fd(), nullptr) || !watch(io_->wake_fd(), io_.get())) {
         return system_error(ErrorKind::kNoMemory, errno, "watching a descriptor");
     }
     return {};
@@ -177,7 +177,7 @@ void Reactor::idle(uint64_t now_ns) {
     }
     bool events = wait_for_events(timeout_ns(now_ns));
     uint64_t woken_ns = monotonic_ns();
-    last_spin_ns_ = woken_ns;
+    last_spin_ns_ = last_event_check_ns_ = woken_ns;
     if (!events) return;  // a timer: nothing says that work is near
     adapt_window(woken_ns - now_ns);
     last_work_ns_ = woken_ns;
@@ -210,9 +210,16 @@ void Reactor::arm_quiet_rings(uint64_t now_ns) {
 bool Reactor::wait_for_events(uint64_t timeout_ns) {
     epoll_event events[kEventsPerWait];
     int count = wait(events, timeout_ns);
+    bool io_quiet = count >= 0 && count < kEventsPerWait;
     for (int i = 0; i < count; i++) {
-        if (events[i].data.ptr) static_cast<Queue*>(events[i].data.ptr)->on_event();
+        void* tag = events[i].data.ptr;
+        if (tag == io_.get()) {
+            io_quiet = false;
+        } else if (tag) {
+            static_cast<Queue*>(tag)->on_event();
+        }
     }
+    io_->wake_was_quiet(io_quiet);
     return count > 0;
 }
 
