@@ -24,11 +24,11 @@ command -v apt-get >/dev/null || unavailable 'it is built from Debian packages, 
 need_node
 exec 9>"$cache/lock"
 flock 9
-from=$(fingerprint test/xen/build.sh)
+from=$(fingerprint test/xen/build.sh test/xen/dom0/meter.c)
 if [ -e "$machine/dom0.ext4" ] && fresh xen "$from"; then exit 0; fi
 (ensure_packages "${XEN_PACKAGES[@]}") || unavailable 'QEMU or the tools that build the machine are not installed'
 
-PACKAGES=(xen-hypervisor-4.17-amd64 xen-utils-4.17 xenstore-utils qemu-system-xen linux-image-amd64
+PACKAGES=(xen-hypervisor-4.17-amd64 xen-utils-4.17 xenstore-utils libxen-dev qemu-system-xen linux-image-amd64
   grub-xen-host liburing2
   libstdc++6 bash coreutils busybox-static kmod libc-bin dash sed grep tar findutils gawk hostname util-linux mount
   e2fsprogs fdisk iproute2 procps cpio strace)
@@ -37,7 +37,8 @@ DOM0_MODULES=(virtio_pci virtio_blk ext4 loop brd null_blk dm-mod xenfs xen-gntd
 RAMDISK_MODULES=(virtio_pci virtio_blk ext4)
 GUEST_MODULES=(xen-blkfront ext4)
 # Beside busybox, whose own shell would run its own mke2fs in place of these.
-GUEST_PROGRAMS=(/bin/dash /sbin/blkdiscard /sbin/blockdev /sbin/e2fsck /sbin/fstrim /sbin/mke2fs /sbin/resize2fs /sbin/sfdisk)
+GUEST_PROGRAMS=(/bin/dash /sbin/blkdiscard /sbin/blockdev /sbin/e2fsck /sbin/fstrim /sbin/mke2fs /sbin/resize2fs /sbin/sfdisk
+  /bin/xenstore-read /bin/xenstore-write)
 
 work=$(mktemp -d "$cache/build.XXXXXX")
 stage=$work/stage
@@ -170,6 +171,9 @@ build_dom0() {
   tar -c -C "$stage" --exclude=./boot --exclude=./usr/lib/modules --exclude='./usr/share/[a-pr-z]*' . | tar -x -C "$root"
   module_files "${DOM0_MODULES[@]}" | copy_staged "$root"
   cp "$stage/usr/lib/modules/$kernel"/modules.* "$root/usr/lib/modules/$kernel/"
+  local sdk=$stage/usr
+  gcc -O2 -Wall -I"$sdk/include" -L"$sdk/lib/x86_64-linux-gnu" -Wl,-rpath-link,"$sdk/lib/x86_64-linux-gnu" \
+    -o "$root/usr/bin/meter" test/xen/dom0/meter.c -lxenctrl -lxenstore
   node=$(readlink -f "$(command -v node)")
   install "$node" "$root/usr/bin/node"
   for library in $(ldd "$node" | sed -n 's|.* => \(/[^ ]*\) .*|\1|p'); do
