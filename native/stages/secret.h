@@ -12,7 +12,10 @@ namespace vbd::stages {
 class Secret {
   public:
     explicit Secret(std::vector<uint8_t> bytes) : bytes_(std::move(bytes)) {}
-    ~Secret() { ::explicit_bzero(bytes_.data(), bytes_.size()); }
+    ~Secret() {
+        // An empty vector may have no address, and that must not be passed even for no bytes.
+        if (!bytes_.empty()) ::explicit_bzero(bytes_.data(), bytes_.size());
+    }
     Secret(const Secret&) = delete;
     Secret& operator=(const Secret&) = delete;
 
