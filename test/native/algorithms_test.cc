@@ -1,6 +1,7 @@
 // The algorithms that stages are made of: rates, checksums, AES-XTS, cutting memory.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <random>
@@ -196,7 +197,7 @@ TEST_CASE("iov cursor: copies, skips and cuts any memory as if it were in one pi
         std::vector<uint8_t> copy(bytes);
         IovCursor reader = cursor;
         reader.copy_out(copy.data(), bytes);
-        CHECK(std::memcmp(copy.data(), &flat[begin], bytes) == 0);
+        CHECK(std::equal(copy.begin(), copy.end(), flat.begin() + begin));
 
         iovec cut[4];
         uint32_t count = 0;
@@ -209,7 +210,7 @@ TEST_CASE("iov cursor: copies, skips and cuts any memory as if it were in one pi
             described.insert(described.end(), from, from + cut[i].iov_len);
         }
         CHECK(described.size() == whole);
-        CHECK(std::memcmp(described.data(), &flat[begin], whole) == 0);
+        CHECK(std::equal(described.begin(), described.end(), flat.begin() + begin));
         // And stands where it stopped.
         if (begin + whole < flat.size()) {
             uint8_t next = 0;
