@@ -2,8 +2,7 @@
  * comparable: the part of an engine's statistics that does not depend on time. Left out: latencies but for their
  * number, wake-ups, events and notifications, the page pool, which is shared. Where a disk answers when it likes,
  * also what depends on how many answers come at once, and where an engine takes less than a whole ring at a time what
- * depends on that; with a small cache of grants, also what the purge decides by
- * the clock.
+ * depends on that; with a small cache of grants, also what the purge decides by the clock.
  */
 import type { OperationCounters, VbdCounters } from '../../lib/engine/engine.js'
 import type { Setting } from './stream.js'
