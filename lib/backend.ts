@@ -20,8 +20,8 @@ import {
   type JsIo,
   openPlatform,
   type Platform,
-  type XenChoice,
 } from './platform.js'
+import type { XenChoice } from './store.js'
 import { formatVbdId, parseVbdId, type VbdId } from './units.js'
 import {
   Attachment,

@@ -71,7 +71,8 @@ export {
 export type { TracedBatch, TracedRequest } from './engine/traced.js'
 export { ERROR_CODES, VbdError, type VbdErrorCode } from './errors.js'
 export { type DomainEvent, MockHost, type MockHostOptions, mockPaths } from './mock/mock_host.js'
-export type { EngineChoice, Platform, SlowGuestListener, XenChoice } from './platform.js'
+export type { EngineChoice, Platform, SlowGuestListener } from './platform.js'
+export type { XenChoice } from './store.js'
 export {
   formatNanoseconds,
   formatSize,

@@ -4,24 +4,16 @@
  */
 import { availableParallelism } from 'node:os'
 import type { Engine, Placement, Tunables } from './engine/engine.js'
-import { isControlDomain, openHostXen, openXenbusDevice } from './engine/host.js'
-import { createJsEngine, type JsIo } from './engine/js/engine.js'
-import {
-  createNativeEngine,
-  loadAddon,
-  type NativeXenConnection,
-  openMockXen,
-} from './engine/native.js'
+import { openHostXen } from './engine/host.js'
+import type { JsIo } from './engine/js/engine.js'
+import { loadAddon } from './engine/load_addon.js'
+import { createNativeEngine, type NativeXenConnection, openMockXen } from './engine/native.js'
 import { VbdError } from './errors.js'
-import { MockHost, mockPaths } from './mock/mock_host.js'
+import type { MockHost } from './mock/mock_host.js'
+import { mockPaths } from './mock/mock_paths.js'
+import { openHostStore, resolveXen, type XenChoice } from './store.js'
 import { connectXenstore } from './xenstore/client.js'
 import type { Xenstore } from './xenstore/xenstore.js'
-
-/**
- * Where Xen is. `auto`: this host's Xen, if it has one. `host`: this host's Xen. `mock`: a mock Xen inside this
- * process. `mock:DIR`: the mock that `vbdkit mock DIR` runs.
- */
-export type XenChoice = 'auto' | 'host' | 'mock' | `mock:${string}`
 
 /** Which implementation moves the data. */
 export type EngineChoice = 'native' | 'js'
@@ -82,52 +74,16 @@ function checkChoice(what: string, given: string, choices: readonly string[]): v
   })
 }
 
-/** @throws for every choice that there is not */
-function resolveXen(xen: XenChoice): 'mock' | 'host' | { dir: string } {
-  if (xen === 'mock') return 'mock'
-  if (xen.startsWith('mock:') && xen.length > 5) return { dir: xen.slice(5) }
-  if (xen === 'auto' || xen === 'host') return 'host'
-  throw new VbdError('ERR_VBD_ARGUMENT', `'${xen}' is no place where Xen could be`, {
-    remedy: 'use auto, host, mock or mock:DIR',
-  })
-}
-
-/**
- * xenstore alone, for what a toolstack does.
- *
- * @returns the store, to be closed, and our own domain
- * @throws ERR_VBD_NO_XEN, ERR_VBD_ARGUMENT for `mock`, which is in another process
- */
-export async function openStore(choice: XenChoice): Promise<{ store: Xenstore; domid: number }> {
-  const xen = resolveXen(choice)
-  if (xen === 'mock') {
-    throw new VbdError('ERR_VBD_ARGUMENT', 'the mock Xen of this process has no guests', {
-      remedy: 'use mock:DIR, as given to `vbdkit mock DIR`',
-    })
-  }
-  if (xen !== 'host') {
-    return { store: await connectXenstore({ path: mockPaths(xen.dir).xenstore }), domid: 0 }
-  }
-  const store = await connectXenstore({ openDevice: openXenbusDevice })
-  try {
-    return { store, domid: await ownDomid(store) }
-  } catch (thrown) {
-    await store.close()
-    throw thrown
-  }
-}
-
 /** This machine's Xen. Whether there is one is settled first: xenstore may answer where no guest can be served. */
 async function openHost(options: PlatformOptions): Promise<Platform> {
   openHostXen({ domid: 0 }).close()
-  const store = await connectXenstore({ openDevice: openXenbusDevice })
+  const { store, domid } = await openHostStore()
   try {
     const listeners: SlowGuestListener[] = []
-    const domid = await ownDomid(store)
     const onSlow: SlowGuestListener = (guest, elapsedMs) => {
       for (const listener of listeners) listener(guest, elapsedMs)
     }
-    const platform = assemble(openHostXen({ domid, onSlow }), store, options)
+    const platform = await assemble(openHostXen({ domid, onSlow }), store, options)
     return { ...platform, onSlowGuest: (listener) => void listeners.push(listener) }
   } catch (thrown) {
     await store.close()
@@ -135,18 +91,8 @@ async function openHost(options: PlatformOptions): Promise<Platform> {
   }
 }
 
-/** A relative path begins at our own domain's directory, where the toolstack has written who we are. */
-async function ownDomid(store: Xenstore): Promise<number> {
-  if (isControlDomain()) return 0
-  const text = await store.read('domid')
-  if (/^(0|[1-9]\d{0,4})$/.test(text) && Number(text) <= 32751) return Number(text)
-  throw new VbdError('ERR_VBD_NO_XEN', 'xenstore does not say which domain this is', {
-    path: 'domid',
-    remedy: 'have the toolstack write the domain id at `domid` in the domain’s directory',
-  })
-}
-
 async function openInProcessMock(options: PlatformOptions): Promise<Platform> {
+  const { MockHost } = await import('./mock/mock_host.js')
   const addon = loadAddon()
   const mock = await MockHost.start({ broker: addon.startMockBroker.bind(addon) })
   try {
@@ -171,7 +117,7 @@ async function openMock(dir: string, options: PlatformOptions): Promise<Platform
   let store: Xenstore | undefined
   try {
     store = await connectXenstore({ path: paths.xenstore })
-    return assemble(xen, store, options)
+    return await assemble(xen, store, options)
   } catch (thrown) {
     await store?.close()
     xen.close()
@@ -180,9 +126,13 @@ async function openMock(dir: string, options: PlatformOptions): Promise<Platform
 }
 
 /** An engine on both. Closes `xen`, not `store`, where it fails. */
-function assemble(xen: NativeXenConnection, store: Xenstore, options: PlatformOptions): Platform {
+async function assemble(
+  xen: NativeXenConnection,
+  store: Xenstore,
+  options: PlatformOptions,
+): Promise<Platform> {
   try {
-    const engine = createEngine(xen, options)
+    const engine = await createEngine(xen, options)
     return { kind: xen.kind, domid: xen.domid, store, engine, close: closer(engine, store, xen) }
   } catch (thrown) {
     xen.close()
@@ -190,9 +140,12 @@ function assemble(xen: NativeXenConnection, store: Xenstore, options: PlatformOp
   }
 }
 
-function createEngine(xen: NativeXenConnection, options: PlatformOptions): Engine {
+async function createEngine(xen: NativeXenConnection, options: PlatformOptions): Promise<Engine> {
   const { reactors, placement, tunables, jsIo = 'fs' } = options
-  if (options.engine === 'js') return createJsEngine({ xen, tunables, io: jsIo })
+  if (options.engine === 'js') {
+    const { createJsEngine } = await import('./engine/js/engine.js')
+    return createJsEngine({ xen, tunables, io: jsIo })
+  }
   return createNativeEngine({
     xen,
     reactors,

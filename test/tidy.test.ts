@@ -157,9 +157,10 @@ const LIB_LAYERS: Record<string, readonly string[]> = {
   engine: ['disk'],
   mock: ['xenstore', 'engine'],
   host: ['xenstore', 'engine'],
-  platform: ['xenstore', 'engine', 'mock'],
+  store: ['xenstore', 'engine', 'mock'],
+  platform: ['xenstore', 'engine', 'mock', 'store'],
   vbd: ['xenstore', 'xenbus', 'disk', 'engine'],
-  backend: ['xenstore', 'xenbus', 'disk', 'engine', 'mock', 'platform', 'vbd'],
+  backend: ['xenstore', 'xenbus', 'disk', 'engine', 'mock', 'store', 'platform', 'vbd'],
   control: ['xenstore', 'disk', 'vbd', 'backend'],
   daemon: ['xenstore', 'xenbus', 'disk', 'vbd', 'backend'],
   testing: ['xenstore', 'xenbus', 'engine', 'mock'],
@@ -172,6 +173,7 @@ const LIB_LAYERS: Record<string, readonly string[]> = {
     'disk',
     'engine',
     'mock',
+    'store',
     'platform',
     'vbd',
     'backend',
@@ -180,7 +182,7 @@ const LIB_LAYERS: Record<string, readonly string[]> = {
     'testing',
   ],
   typescript: ['disk'],
-  index: ['disk', 'engine', 'mock', 'platform', 'vbd', 'backend', 'xenbus'],
+  index: ['disk', 'engine', 'mock', 'store', 'platform', 'vbd', 'backend', 'xenbus'],
 }
 
 /** Contracts: types alone, which those below the modules that fulfil them may name, too. */
@@ -289,7 +291,7 @@ const PACKAGES: Record<string, RegExp> = {
   pino: /^lib\/cli\//,
   zod: /^lib\/(cli|control)\/|^lib\/vbd\/trace_file\.ts/,
   '@swc/wasm-typescript': /^lib\/disk\/typescript_hooks\.ts$/,
-  'node-gyp-build': /^lib\/engine\/native\.ts$/,
+  'node-gyp-build': /^lib\/engine\/load_addon\.ts$/,
 }
 
 const packages: Rule = (files) =>
@@ -300,13 +302,13 @@ const packages: Rule = (files) =>
       .map(({ line, target }) => `${file.path}:${line}: may not use the package ${target}`),
   )
 
-/** Only engine/native.ts loads the addon: no other file names a .node file, or the loader. */
+/** Only engine/load_addon.ts loads the addon: no other file names a .node file, or the loader. */
 const addonLoader: Rule = (files) =>
   files
-    .filter(({ path }) => path !== 'lib/engine/native.ts')
+    .filter(({ path }) => path !== 'lib/engine/load_addon.ts')
     .flatMap((file) =>
       matches(file, /process\.dlopen|node-gyp-build|\.node['"`]/).map(
-        ({ line }) => `${file.path}:${line}: only lib/engine/native.ts loads the addon`,
+        ({ line }) => `${file.path}:${line}: only lib/engine/load_addon.ts loads the addon`,
       ),
     )
 
@@ -520,14 +522,14 @@ check(
   sample('lib/cli/main.ts', "import { Command } from 'commander'\nimport 'node:fs'"),
 )
 check(
-  'only engine/native.ts loads the addon',
+  'only engine/load_addon.ts loads the addon',
   addonLoader,
   lib,
   [
     sample('lib/mock/mock_host.ts', "require('../../build/Release/vbdkit.node')"),
     sample('lib/cli/main.ts', "import load from 'node-gyp-build'"),
   ],
-  sample('lib/engine/native.ts', "import load from 'node-gyp-build'"),
+  sample('lib/engine/load_addon.ts', "import load from 'node-gyp-build'"),
 )
 check(
   `files are at most ${MAX_LINES} lines of ${MAX_COLUMNS} columns`,

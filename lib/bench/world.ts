@@ -7,7 +7,7 @@
  */
 
 import type { TransferChoice } from '../engine/engine.js'
-import { loadAddon } from '../engine/native.js'
+import { loadAddon } from '../engine/load_addon.js'
 import { VbdError } from '../errors.js'
 import { MockHost } from '../mock/mock_host.js'
 import type { EngineChoice } from '../platform.js'

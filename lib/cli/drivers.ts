@@ -8,11 +8,7 @@ import type { Disk, DiskFilter } from '../disk/disk.js'
 import { type FileOptions, file, memory, nullDisk, pattern, zero } from '../disk/drivers.js'
 import { isDiskFile, loadDisk } from '../disk/load.js'
 import { VbdError } from '../errors.js'
-
-/** For the help and for complaints. */
-export const DRIVERS = 'file PATH | concat PATH... | memory | zero | pattern | null SIZE'
-/** The same, and disks in files. */
-export const DISKS = `${DRIVERS} | FILE.ts [KEY=VALUE...]`
+import { DRIVERS } from './disk_words.js'
 
 export interface DriverOptions {
   readonly readOnly?: true

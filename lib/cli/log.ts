@@ -1,9 +1,9 @@
 /**
  * Log: what a daemon's operator reads later: JSON lines with time and level, written by pino
- * without waiting for the disk.
+ * without waiting for the disk. Where there is no log, pino is not even loaded.
  */
 import { openSync } from 'node:fs'
-import { type DestinationStream, destination, type Logger, pino } from 'pino'
+import type { DestinationStream, LogFn } from 'pino'
 import { VbdError } from '../errors.js'
 
 export const LOG_LEVELS = ['debug', 'info', 'warn', 'error'] as const
@@ -11,8 +11,14 @@ export type LogLevel = (typeof LOG_LEVELS)[number]
 
 /** A log that writes to `path`, appending; close it to have everything written. */
 export interface Log {
-  readonly logger: Logger
+  readonly logger: Readonly<Record<LogLevel, LogFn>>
   close(): Promise<void>
+}
+
+const ignore = () => {}
+const SILENT: Log = {
+  logger: { debug: ignore, info: ignore, warn: ignore, error: ignore },
+  close: async () => {},
 }
 
 /**
@@ -21,7 +27,8 @@ export interface Log {
  * @throws ERR_VBD_ARGUMENT when the file cannot be opened
  */
 export async function openLog(path: string | undefined, level: LogLevel): Promise<Log> {
-  if (path === undefined) return { logger: pino({ level: 'silent' }), close: async () => {} }
+  if (path === undefined) return SILENT
+  const { destination, pino } = await import('pino')
   // Opened here: a destination that could not open its file cannot be let go of, and complains at the process's end.
   const file = destination({ fd: opened(path), sync: false })
   // A full disk must not end the service of guests.

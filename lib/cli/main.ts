@@ -2,30 +2,10 @@
  * The command line: builds the commands, runs the one that was asked for, and turns what it throws into one line and an
  * exit code. bin/vbdkit.js calls `run`; tests call `main`.
  */
-import { createRequire } from 'node:module'
 import { Command, CommanderError } from 'commander'
 import { toVbdError } from '../errors.js'
-import { addAttach, addDetach } from './commands/attach.js'
-import { addBench } from './commands/bench.js'
-import { addDaemon } from './commands/daemon.js'
-import { addDemo } from './commands/demo.js'
-import { addDoctor } from './commands/doctor.js'
-import { addExplain } from './commands/explain.js'
-import { addGuest } from './commands/guest.js'
-import { addInit } from './commands/init.js'
-import { addList } from './commands/list.js'
-import { addMock } from './commands/mock.js'
-import { addPause, addResume } from './commands/pause.js'
-import { addReplay } from './commands/replay.js'
-import { addResize } from './commands/resize.js'
-import { addServe } from './commands/serve.js'
-import { addStats } from './commands/stats.js'
-import { addSwap } from './commands/swap.js'
-import { addTrace } from './commands/trace.js'
-import { addTune } from './commands/tune.js'
-import { addUnit } from './commands/unit.js'
-import { addXlScript } from './commands/xl_script.js'
-import { type Context, EXIT_CODES, fromCommander } from './program.js'
+import { addCommands } from './commands.js'
+import { type Context, EXIT_CODES, fromCommander, packageVersion } from './program.js'
 import { Terminal } from './terminal.js'
 
 /** After this long nothing that a finished command left behind may hold the process. */
@@ -42,7 +22,7 @@ export async function main(argv: readonly string[], terminal = new Terminal()): 
     },
   }
   try {
-    await buildProgram(context).parseAsync(argv, { from: 'user' })
+    await buildProgram(context).parseAsync(asOption(argv), { from: 'user' })
     return exit
   } catch (thrown) {
     if (thrown instanceof CommanderError) return thrown.exitCode === 0 ? 0 : 2
@@ -50,6 +30,12 @@ export async function main(argv: readonly string[], terminal = new Terminal()): 
     terminal.error(error)
     return error.exitCode
   }
+}
+
+/** `help COMMAND` is `COMMAND --help`: Commander would show what is known of a command that is not loaded. */
+function asOption(argv: readonly string[]): readonly string[] {
+  const [help, command, ...more] = argv
+  return help === 'help' && command !== undefined ? [command, '--help', ...more] : argv
 }
 
 /** The process: exits with main's code once everything is written and closed. */
@@ -69,7 +55,7 @@ function buildProgram(context: Context): Command {
   const program = new Command('vbdkit')
   program
     .description('Serves virtual disks to Xen guests from userspace.')
-    .version(version(), '-V, --version', 'print the version')
+    .version(packageVersion(), '-V, --version', 'print the version')
     .configureOutput({
       writeOut: (text) => terminal.out.write(text),
       writeErr: (text) => terminal.err.write(text),
@@ -86,36 +72,6 @@ function buildProgram(context: Context): Command {
       '\nDOM:VDEV names a disk of a guest: the number of the domain, and a device as xl takes it\n' +
         `(1:xvda, 7:51712, 3:d0p1).\n\n${EXIT_CODES}`,
     )
-  for (const add of [
-    addServe,
-    addDaemon,
-    addAttach,
-    addDetach,
-    addGuest,
-    addMock,
-    addList,
-    addStats,
-    addExplain,
-    addResize,
-    addTune,
-    addUnit,
-    addDoctor,
-    addPause,
-    addResume,
-    addSwap,
-    addTrace,
-    addReplay,
-    addDemo,
-    addBench,
-    addXlScript,
-  ]) {
-    add(program, context)
-  }
-  addInit(program, context, version())
+  addCommands(program, context)
   return program
-}
-
-function version(): string {
-  const require = createRequire(import.meta.url)
-  return (require('vbdkit/package.json') as { version: string }).version
 }

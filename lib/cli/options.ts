@@ -4,7 +4,6 @@
  * alike.
  */
 import { Option } from 'commander'
-import { z } from 'zod'
 import { toVbdError, VbdError } from '../errors.js'
 import { parseDuration, parseSize, parseVbdId } from '../units.js'
 
@@ -24,14 +23,9 @@ function named<T>(name: string, parse: (text: string) => T): (text: string) => T
 
 /** A whole number within `min..max`, written in decimal. */
 export function parseWhole(min: number, max: number): (text: string) => number {
-  const schema = z
-    .string()
-    .regex(/^\d{1,16}$/)
-    .transform(Number)
-    .pipe(z.int().min(min).max(max))
   return (text) => {
-    const parsed = schema.safeParse(text)
-    if (parsed.success) return parsed.data
+    const value = /^\d{1,16}$/.test(text) ? Number(text) : Number.NaN
+    if (value >= min && value <= max && Number.isSafeInteger(value)) return value
     throw new VbdError('ERR_VBD_ARGUMENT', `'${text}' is not a whole number from ${min} to ${max}`)
   }
 }

@@ -3,6 +3,7 @@
  * returns its exit code; what it throws is printed in main.ts. Help, misspellings and exit codes
  * are the same everywhere.
  */
+import { createRequire } from 'node:module'
 import type { Command, CommanderError } from 'commander'
 import { VbdError } from '../errors.js'
 import type { Terminal } from './terminal.js'
@@ -15,19 +16,15 @@ export interface Context {
 }
 
 export interface CommandText {
-  /** One line for the list of commands. */
-  readonly summary: string
   /** What it does, a few sentences. */
   readonly description: string
   /** Command lines, each with what it does. */
   readonly examples: readonly (readonly [string, string])[]
 }
 
-/** Adds a command with what all of them have: --json, examples, exit codes. */
+/** The command of that name (commands.ts has them), with what all of them have: --json, examples, exit codes. */
 export function addCommand(program: Command, name: string, text: CommandText): Command {
-  const command = program
-    .command(name)
-    .summary(text.summary)
+  const command = commandOf(program, name)
     .description(text.description)
     .option('--json', 'print JSON: one document, or a line for each thing that happens')
     .exitOverride((error) => {
@@ -37,6 +34,19 @@ export function addCommand(program: Command, name: string, text: CommandText): C
   const examples = text.examples.map(([line, what]) => `  ${line.padEnd(width)}   ${what}`)
   command.addHelpText('after', `\nExamples:\n${examples.join('\n')}\n\n${EXIT_CODES}`)
   return command
+}
+
+/** The command of that name. */
+export function commandOf(program: Command, name: string): Command {
+  const command = program.commands.find((each) => each.name() === name)
+  if (command === undefined) throw new VbdError('ERR_VBD_INTERNAL', `no command is called ${name}`)
+  return command
+}
+
+/** The version of this package. */
+export function packageVersion(): string {
+  const require = createRequire(import.meta.url)
+  return (require('vbdkit/package.json') as { version: string }).version
 }
 
 /** What every exit code means, for the help. */

@@ -1,7 +1,8 @@
 /** The options about how disks are offered, opened and served: of every command that serves. */
 import type { Option } from 'commander'
 import type { Placement, Protocol, TransferChoice } from '../engine/engine.js'
-import type { EngineChoice, JsIo, XenChoice } from '../platform.js'
+import type { EngineChoice, JsIo } from '../platform.js'
+import type { XenChoice } from '../store.js'
 import {
   MAX_INDIRECT_SEGMENTS,
   MAX_QUEUES,

@@ -11,7 +11,7 @@
  */
 import { z } from 'zod'
 import { ERROR_CODES, VbdError, type VbdErrorCode } from '../errors.js'
-import { TUNABLE_RANGES } from '../vbd/tunables.js'
+import { MAX_LOG_STATS_SECONDS, TUNABLE_RANGES } from '../vbd/tunables.js'
 
 /** Longest line that a server accepts; requests are short. */
 export const MAX_REQUEST_BYTES = 64 * 1024
@@ -21,9 +21,6 @@ export const MAX_RESPONSE_BYTES = 4 * 1024 * 1024
 export const MAX_CLIENTS = 32
 /** Requests that one client may have unanswered. */
 export const MAX_PENDING_PER_CLIENT = 64
-
-/** A day. */
-export const MAX_LOG_STATS_SECONDS = 86_400
 
 const id = z.int().min(0)
 const vbd = z.string().min(1).max(64)

@@ -8,7 +8,6 @@
 import { readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { fileURLToPath, pathToFileURL } from 'node:url'
-import { transformSync } from '@swc/wasm-typescript'
 
 interface Resolved {
   readonly url: string
@@ -22,6 +21,9 @@ type Next<T> = (specifier: string, context?: unknown) => T
 type Maybe<T> = T | Promise<T>
 
 const here = createRequire(import.meta.url)
+
+/** Four megabytes: loaded when there is a program to transform. */
+const swc = () => here('@swc/wasm-typescript') as typeof import('@swc/wasm-typescript')
 
 /** What a specifier of a TypeScript program may stand for, besides itself: `./x.js` for `./x.ts`. */
 const SUBSTITUTES: readonly [RegExp, readonly string[]][] = [
@@ -92,7 +94,7 @@ function withoutTypes(url: string, module: boolean): string {
   const filename = fileURLToPath(url)
   const text = readFileSync(filename, 'utf8')
   try {
-    const { code, map } = transformSync(text, {
+    const { code, map } = swc().transformSync(text, {
       mode: 'transform',
       module,
       filename: url,

@@ -5,7 +5,8 @@
 import { readFileSync } from 'node:fs'
 import { VbdError } from '../errors.js'
 import type { HostProbe, NativeXenbusDevice } from './addon.js'
-import { loadAddon, type NativeXenConnection } from './native.js'
+import { loadAddon } from './load_addon.js'
+import type { NativeXenConnection } from './native.js'
 import { translate } from './native_errors.js'
 
 export interface HostXenOptions {

@@ -1,18 +1,13 @@
 /**
- * The native engine: the C++ addon behind the Engine contract. The only module that loads the addon; lib/mock takes the
- * raw exports from `loadAddon`. Runs on the JavaScript thread; the addon's reactors run on their own and come back only
- * through promises and `onEvent`. Whoever calls `createNativeEngine` owns the engine and closes it before the
- * XenConnection that it was given.
+ * The native engine: the C++ addon behind the Engine contract. Runs on the JavaScript thread; the addon's reactors run
+ * on their own and come back only through promises and `onEvent`. Whoever calls `createNativeEngine` owns the engine
+ * and closes it before the XenConnection that it was given.
  */
-import { existsSync, readFileSync } from 'node:fs'
-import { createRequire } from 'node:module'
-import { dirname, join } from 'node:path'
-import { fileURLToPath } from 'node:url'
 import { type ReadableDisk, resolvePartitions } from '../disk/partition_table.js'
 import { planOf } from '../disk/plan.js'
 import { pathOf } from '../disk/spec.js'
 import { VbdError, type VbdErrorOptions } from '../errors.js'
-import type { Addon, NativeDisk, NativeEngine, NativeVbd, NativeXen } from './addon.js'
+import type { NativeDisk, NativeEngine, NativeVbd, NativeXen } from './addon.js'
 import type {
   Connection,
   DiskSpec,
@@ -28,50 +23,10 @@ import type {
   VbdCounters,
   XenConnection,
 } from './engine.js'
+import { loadAddon } from './load_addon.js'
 import { NativeDiskAdapter, withKeys } from './native_disk.js'
 import { guard, guardAsync, text } from './native_errors.js'
 import { ScriptEngineDisk } from './script/script_disk.js'
-
-let loaded: Addon | undefined
-
-/**
- * The addon, loaded once: from `build/Release` of a checkout, else from the package's prebuilt binaries.
- *
- * @throws ERR_VBD_UNSUPPORTED when there is none for this machine
- */
-export function loadAddon(): Addon {
-  if (loaded !== undefined) return loaded
-  const root = packageRoot()
-  const require = createRequire(import.meta.url)
-  try {
-    const nodeGypBuild = require('node-gyp-build') as (directory: string) => unknown
-    loaded = nodeGypBuild(root) as Addon
-  } catch (cause) {
-    throw new VbdError('ERR_VBD_UNSUPPORTED', 'the native addon cannot be loaded', {
-      path: root,
-      remedy: 'build it with `npm run build`, or install the package on linux x64 or arm64',
-      cause,
-    })
-  }
-  return loaded
-}
-
-/** The nearest folder upwards with our package.json: this file runs from lib/ and from dist/lib/. */
-function packageRoot(): string {
-  const start = dirname(fileURLToPath(import.meta.url))
-  for (let directory = start; ; directory = dirname(directory)) {
-    const manifest = join(directory, 'package.json')
-    if (existsSync(manifest)) {
-      const { name } = JSON.parse(readFileSync(manifest, 'utf8')) as { name?: unknown }
-      if (name === 'vbdkit') return directory
-    }
-    if (directory === dirname(directory)) {
-      throw new VbdError('ERR_VBD_INTERNAL', 'the package.json of vbdkit is missing', {
-        path: start,
-      })
-    }
-  }
-}
 
 /** What the native engine needs of a XenConnection: the addon's own handle. */
 export interface NativeXenConnection extends XenConnection {

@@ -3,8 +3,7 @@ import { mkdir, mkdtemp, rm, rmdir, stat } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { dirname, join, resolve } from 'node:path'
 import { VbdError } from '../errors.js'
-import { storeSocketPath } from '../xenstore/server.js'
-import { checkSocketPath } from '../xenstore/socket_file.js'
+import { checkSocketPath, storeSocketPath } from '../xenstore/socket_file.js'
 
 /** The highest number that Xen gives to a domain is below this (DOMID_FIRST_RESERVED). */
 export const DOMID_LIMIT = 0x7ff0

@@ -1,6 +1,6 @@
 /** Where a mock Xen keeps its sockets. Pure. */
 import { join, resolve } from 'node:path'
-import { storeSocketPath } from '../xenstore/server.js'
+import { storeSocketPath } from '../xenstore/socket_file.js'
 
 export interface MockPaths {
   readonly dir: string

@@ -19,7 +19,10 @@ export const TUNABLE_RANGES: Readonly<Record<keyof Tunables, Range>> = {
   pollUs: { least: 0, most: 1_000_000, unit: 'microseconds' },
 }
 
-const LOG_STATS: Range = { least: 0, most: 86_400, unit: 'seconds' }
+/** A day. */
+export const MAX_LOG_STATS_SECONDS = 86_400
+
+const LOG_STATS: Range = { least: 0, most: MAX_LOG_STATS_SECONDS, unit: 'seconds' }
 
 /**
  * The tunables without those that are undefined.

@@ -6,17 +6,11 @@
  * Whoever can open a socket is that domain: the directory's mode is the guard.
  */
 import type { Server, Socket } from 'node:net'
-import { join } from 'node:path'
 import { FaultPlan, type StoreFault } from './faults.js'
 import { Session } from './session.js'
-import { listenUnix } from './socket_file.js'
+import { listenUnix, storeSocketPath } from './socket_file.js'
 import { Store } from './store.js'
 import { PAYLOAD_MAX, PacketParser } from './wire.js'
-
-/** Where the socket of a domain is; of domain 0 without a number. */
-export function storeSocketPath(dir: string, domid = 0): string {
-  return join(dir, domid === 0 ? 'xenstored.sock' : `xenstored-${domid}.sock`)
-}
 
 interface Door {
   readonly server: Server

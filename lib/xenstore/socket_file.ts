@@ -1,11 +1,16 @@
 /** Unix sockets as files: who owns a path, and what a dead process has left there. */
 import { access, chmod, lstat, unlink } from 'node:fs/promises'
 import { createConnection, createServer, type Server, type Socket } from 'node:net'
-import { dirname } from 'node:path'
+import { dirname, join } from 'node:path'
 import { VbdError } from '../errors.js'
 
 /** Longest path of a unix socket, in bytes (sun_path without its NUL). */
 export const SOCKET_PATH_MAX = 107
+
+/** Where a xenstore's socket of a domain is; of domain 0 without a number. */
+export function storeSocketPath(dir: string, domid = 0): string {
+  return join(dir, domid === 0 ? 'xenstored.sock' : `xenstored-${domid}.sock`)
+}
 
 /** @throws VbdError ERR_VBD_ARGUMENT when no unix socket can have this path */
 export function checkSocketPath(path: string): void {

@@ -16,7 +16,8 @@ import {
   type XenConnection,
 } from '../../lib/engine/engine.js'
 import { createJsEngine } from '../../lib/engine/js/engine.js'
-import { createNativeEngine, loadAddon, openMockXen } from '../../lib/engine/native.js'
+import { loadAddon } from '../../lib/engine/load_addon.js'
+import { createNativeEngine, openMockXen } from '../../lib/engine/native.js'
 import { MockHost } from '../../lib/mock/mock_host.js'
 import { LAYOUTS, PAGE_BYTES, type WireResponse } from '../../lib/testing/wire.js'
 import { diskFolder, tmpfsFolder } from '../support/product_world.js'

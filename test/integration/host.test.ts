@@ -14,7 +14,8 @@ import {
   openXenbusDevice,
   probeHost,
 } from '../../lib/engine/host.js'
-import { createNativeEngine, loadAddon, openMockXen } from '../../lib/engine/native.js'
+import { loadAddon } from '../../lib/engine/load_addon.js'
+import { createNativeEngine, openMockXen } from '../../lib/engine/native.js'
 import { dialDevice } from '../../lib/xenstore/device_transport.js'
 import { encodePacket, MESSAGE } from '../../lib/xenstore/wire.js'
 

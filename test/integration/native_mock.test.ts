@@ -6,7 +6,7 @@ import { join } from 'node:path'
 import { Worker } from 'node:worker_threads'
 import { afterEach, beforeEach, expect, test, vi } from 'vitest'
 import type { Addon, LoadOptions, NativeMockBroker } from '../../lib/engine/addon.js'
-import { loadAddon } from '../../lib/engine/native.js'
+import { loadAddon } from '../../lib/engine/load_addon.js'
 
 const addon: Addon = loadAddon()
 const patience = { timeout: 20_000 }

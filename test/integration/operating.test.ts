@@ -3,7 +3,7 @@ import { existsSync, mkdirSync, readFileSync, truncateSync, writeFileSync } from
 import { basename } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { loadAddon } from '../../lib/engine/native.js'
+import { loadAddon } from '../../lib/engine/load_addon.js'
 import { MockHost } from '../../lib/mock/mock_host.js'
 import { MockGuest } from '../../lib/testing/guest.js'
 import { connectXenstore } from '../../lib/xenstore/client.js'

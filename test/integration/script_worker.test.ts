@@ -9,7 +9,7 @@ import { tool } from '../support/product_tools.js'
 
 const LIBRARY = new URL('../../dist/lib/index.js', import.meta.url).href
 const TESTING = new URL('../../dist/lib/testing/index.js', import.meta.url).href
-const NATIVE = new URL('../../dist/lib/engine/native.js', import.meta.url).href
+const LOAD_ADDON = new URL('../../dist/lib/engine/load_addon.js', import.meta.url).href
 const missing = existsSync(fileURLToPath(LIBRARY)) ? undefined : 'dist/ is not built'
 
 /** A disk that does what the offset that is read says. */
@@ -44,7 +44,7 @@ async function script(body: string, code = 0): Promise<string[]> {
   const source = `
     import { Backend, defineDisk, MockHost } from ${JSON.stringify(LIBRARY)}
     import { MockGuest } from ${JSON.stringify(TESTING)}
-    import { loadAddon } from ${JSON.stringify(NATIVE)}
+    import { loadAddon } from ${JSON.stringify(LOAD_ADDON)}
     import { Worker } from 'node:worker_threads'
     import { once } from 'node:events'
     import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'

@@ -70,7 +70,7 @@ describe.skipIf(missing !== undefined)(
   () => {
     it('40 workers are terminated one after the other while they serve', async () => {
       const out = await script(`
-      const { startMockBroker } = (await import(${JSON.stringify(new URL('../../dist/lib/engine/native.js', import.meta.url).href)})).loadAddon()
+      const { startMockBroker } = (await import(${JSON.stringify(new URL('../../dist/lib/engine/load_addon.js', import.meta.url).href)})).loadAddon()
       const mock = await MockHost.start({ broker: startMockBroker })
       const descriptors = () => readdirSync('/proc/self/fd').length
       const before = descriptors()
@@ -156,7 +156,7 @@ describe.skipIf(missing !== undefined)(
 
     it('process.exit in a worker that serves ends that worker alone', async () => {
       const out = await script(`
-      const { loadAddon } = await import(${JSON.stringify(new URL('../../dist/lib/engine/native.js', import.meta.url).href)})
+      const { loadAddon } = await import(${JSON.stringify(new URL('../../dist/lib/engine/load_addon.js', import.meta.url).href)})
       const mock = await MockHost.start({ broker: loadAddon().startMockBroker })
       const code = ${JSON.stringify(SERVING_WORKER)}.replace("parentPort.postMessage('serving')", 'process.exit(4)')
       for (let i = 0; i < 5; i++) {

@@ -5,7 +5,8 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
-import { storeSocketPath, XenstoreServer } from '../../lib/xenstore/server.js'
+import { XenstoreServer } from '../../lib/xenstore/server.js'
+import { storeSocketPath } from '../../lib/xenstore/socket_file.js'
 import { whyNoDaemons, xenstoreTool } from '../xenstored/daemon.js'
 
 const missing = await whyNoDaemons()

@@ -4,10 +4,10 @@ import { attach, detach, findDomain, type States } from '../../daemon/attach.js'
 import { OWN_KIND, parseKind } from '../../daemon/claims.js'
 import { type DriverWords, formatParams } from '../../daemon/params.js'
 import { VbdError } from '../../errors.js'
-import { openStore, type XenChoice } from '../../platform.js'
+import { openStore, type XenChoice } from '../../store.js'
 import { formatVbdId, formatVdev, MAX_DOMID, parseVdev } from '../../units.js'
 import type { Xenstore } from '../../xenstore/xenstore.js'
-import { DRIVERS } from '../drivers.js'
+import { DRIVERS } from '../disk_words.js'
 import { durationOption, wholeOption } from '../options.js'
 import { action, addCommand, type Command, type Context } from '../program.js'
 import { stoppable } from '../signals.js'
@@ -32,7 +32,6 @@ const TIMEOUT_MS = 30_000
 /** Adds the command. */
 export function addAttach(program: Command, context: Context): void {
   const command = addCommand(program, 'attach', {
-    summary: 'give a running guest a disk, past its toolstack',
     description:
       'Writes what xl would write for a disk, for a kind of backend that `vbdkit daemon` alone answers: blkback ' +
       'and other backends of the guest go on beside it. Waits until the guest uses it. xl knows nothing of such a ' +
@@ -70,7 +69,6 @@ export function addAttach(program: Command, context: Context): void {
 /** Adds the command. */
 export function addDetach(program: Command, context: Context): void {
   const command = addCommand(program, 'detach', {
-    summary: 'take a disk away that `attach` gave',
     description:
       'Asks the guest to close the disk, and waits until it has. A guest that has it mounted goes on with it, and ' +
       'closes it when it is unmounted; --force takes it away from under it.',

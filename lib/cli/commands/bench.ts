@@ -1,5 +1,4 @@
 /** `vbdkit bench`: measures the backend against the limits of the machine and against its peers. */
-import { createRequire } from 'node:module'
 import { resolve } from 'node:path'
 import { runBench } from '../../bench/bench.js'
 import { writeReport } from '../../bench/output.js'
@@ -7,7 +6,7 @@ import { GROUPS, type Group } from '../../bench/report.js'
 import { reportText } from '../../bench/text.js'
 import { VbdError } from '../../errors.js'
 import { wholeOption } from '../options.js'
-import { action, addCommand, type Command, type Context } from '../program.js'
+import { action, addCommand, type Command, type Context, packageVersion } from '../program.js'
 import { startProgress } from '../progress.js'
 import { stoppable } from '../signals.js'
 
@@ -24,7 +23,6 @@ interface BenchCommandOptions {
 export function addBench(program: Command, context: Context): void {
   const { terminal } = context
   const command = addCommand(program, 'bench', {
-    summary: 'measure the backend against limits and peers',
     description:
       'Runs a backend and guests on a mock Xen, each on a processor of its own, in turn with what they are compared ' +
       'with: fio, memcpy, QEMU, nbdkit, the JavaScript engine. Prints a table and writes bench.json and bench.html, ' +
@@ -54,7 +52,7 @@ export function addBench(program: Command, context: Context): void {
       return stoppable(terminal, async (signal) => {
         const progress = startProgress(terminal, 'bench', groups.length)
         const report = await runBench({
-          vbdkit: version(),
+          vbdkit: packageVersion(),
           quick: options.quick === true,
           groups,
           rounds: options.rounds,
@@ -94,9 +92,4 @@ function cpusOf(text: string | undefined): number[] | undefined {
   throw new VbdError('ERR_VBD_ARGUMENT', `--cpus: '${text}' are not two processors`, {
     remedy: 'name two, for example --cpus 2,3',
   })
-}
-
-function version(): string {
-  const require = createRequire(import.meta.url)
-  return (require('vbdkit/package.json') as { version: string }).version
 }

@@ -18,6 +18,7 @@ import { diskOf, diskOfParams, loadDiskOf } from '../drivers.js'
 import { openLog } from '../log.js'
 import { action, addCommand, type Command, type Context } from '../program.js'
 import { aborted, stoppable } from '../signals.js'
+import { addTuningOptions, type TuningOptions, tuningOf } from '../tuning_options.js'
 import {
   addEngineOptions,
   addFileOptions,
@@ -31,7 +32,6 @@ import {
   vbdOptionsOf,
 } from '../vbd_options.js'
 import { mockDirOf } from '../xen_option.js'
-import { addTuningOptions, type TuningOptions, tuningOf } from './tune.js'
 
 interface DaemonWords extends DriverWords, TuningOptions, OfferWords, ProcessWords {
   readonly kind?: readonly KindClaim[]
@@ -44,7 +44,6 @@ const CLOSE_MS = 7000
 /** Adds the command. */
 export function addDaemon(program: Command, context: Context): void {
   const command = addCommand(program, 'daemon', {
-    summary: 'serve every disk that xl attaches for us',
     description:
       'Serves every disk that a toolstack attaches with script=block-vbdkit, one process for all of them, until ' +
       'SIGTERM. The disk is what the target in its configuration says: /path/of/image, or ' +

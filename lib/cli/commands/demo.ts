@@ -4,7 +4,7 @@ import { demo } from '../demo/demo.js'
 import { type DemoGuestOptions, demoGuest } from '../demo/guest.js'
 import { checkImage } from '../demo/image.js'
 import { choiceOption, vbdArgument, wholeOption } from '../options.js'
-import { action, addCommand, type Command, type Context } from '../program.js'
+import { action, addCommand, type Command, type Context, commandOf } from '../program.js'
 import { stoppable } from '../signals.js'
 
 interface DemoCommandOptions {
@@ -16,10 +16,9 @@ interface DemoCommandOptions {
 
 const DEFAULT_SECONDS = 15
 
-/** Adds both commands. */
+/** Adds the command. */
 export function addDemo(program: Command, context: Context): void {
   const command = addCommand(program, 'demo', {
-    summary: 'serve a filesystem to a guest and check every byte, in three processes',
     description:
       'Makes a small ext4 image, starts a mock Xen, a backend and a guest as three ' +
       'processes, tells their handshake, runs a ' +
@@ -67,12 +66,11 @@ export function addDemo(program: Command, context: Context): void {
         }),
       ),
     )
-  addDemoGuest(program, context)
 }
 
-function addDemoGuest(program: Command, context: Context): void {
-  program
-    .command('demo-guest', { hidden: true })
+/** Adds the command of its guest's process. */
+export function addDemoGuest(program: Command, context: Context): void {
+  commandOf(program, 'demo-guest')
     .argument('<DIR>')
     .argument('<DOM:VDEV>', '', vbdArgument)
     .option('--json')

@@ -19,7 +19,6 @@ const STYLES = { pass: 'green', warn: 'yellow', fail: 'red' } as const
 export function addDoctor(program: Command, context: Context): void {
   const { terminal } = context
   const command = addCommand(program, 'doctor', {
-    summary: 'check what this machine needs for serving disks',
     description:
       'Looks at Xen, the kernel, the libraries and devices, xenstore, limits, and other backends that would fight ' +
       'over our disks; a line each, passed, doubtful (warn) or failed, with what to do. Changes nothing. Where there ' +

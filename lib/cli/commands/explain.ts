@@ -1,13 +1,13 @@
 /** `vbdkit explain DOM:VDEV`: how a disk is served. */
+
+import { addControlOptions, type ControlOptions, connectControl } from '../control_option.js'
 import { vbdArgument } from '../options.js'
 import { action, addCommand, type Command, type Context } from '../program.js'
-import { addControlOptions, type ControlOptions, connectControl } from '../xen_option.js'
 
 /** Adds the command. */
 export function addExplain(program: Command, context: Context): void {
   const { terminal } = context
   const command = addCommand(program, 'explain', {
-    summary: 'say how a disk is served',
     description:
       'Says of which stages a disk is made and where each of them runs, in C++ or as a script, and what was agreed ' +
       'on with the guest. The chain from the storage outwards runs in C++; the first script takes the rest.',

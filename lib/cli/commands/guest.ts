@@ -2,7 +2,7 @@
 import { resolve } from 'node:path'
 import type { Protocol } from '../../engine/engine.js'
 import { VbdError } from '../../errors.js'
-import type { XenChoice } from '../../platform.js'
+import type { XenChoice } from '../../store.js'
 import type { ConnectionSummary } from '../../testing/frontend_events.js'
 import { MANNERS, type MannersName } from '../../testing/manners.js'
 import { type GuestEvent, runGuest } from '../../testing/run_guest.js'
@@ -38,7 +38,6 @@ const CLOSE_STEP_MS = 1500
 /** Adds the command. */
 export function addGuest(program: Command, context: Context): void {
   const command = addCommand(program, 'guest', {
-    summary: 'run a guest of the mock Xen, with its disk as NBD',
     description:
       'Runs a guest of a mock Xen in the foreground: a domain with memory and a complete ' +
       'block frontend, which connects ' +

@@ -3,13 +3,12 @@ import { existsSync } from 'node:fs'
 import { mkdir, writeFile } from 'node:fs/promises'
 import { join, relative } from 'node:path'
 import { VbdError } from '../../errors.js'
-import { action, addCommand, type Command, type Context } from '../program.js'
+import { action, addCommand, type Command, type Context, packageVersion } from '../program.js'
 
 /** Adds the command. */
-export function addInit(program: Command, context: Context, version: string): void {
+export function addInit(program: Command, context: Context): void {
   const { terminal } = context
   const command = addCommand(program, 'init', {
-    summary: 'write a disk in TypeScript to begin with',
     description:
       'Writes disk.ts, a disk of a few functions that `vbdkit serve DOM:VDEV ./disk.ts` serves as it is: Node.js ' +
       'needs no compiler for it. Writes package.json and tsconfig.json too where there are none: they are for ' +
@@ -22,7 +21,7 @@ export function addInit(program: Command, context: Context, version: string): vo
   command.argument('[DIR]', 'where; here by default', '.')
   command.action(
     action(context, async (directory: string) => {
-      const { written, kept } = await writeProject(directory, version)
+      const { written, kept } = await writeProject(directory, packageVersion())
       const disk = `./${relative('.', join(directory, 'disk.ts'))}`
       terminal.result({ directory, written, kept }, nextSteps(written, kept, disk))
       return 0

@@ -3,15 +3,15 @@ import { ControlClient } from '../../control/client.js'
 import { controlSockets } from '../../control/path.js'
 import type { VbdSummary } from '../../control/target.js'
 import { formatSize } from '../../units.js'
+import { addControlOptions, type ControlOptions } from '../control_option.js'
 import { action, addCommand, type Command, type Context } from '../program.js'
 import { table } from '../table.js'
-import { addControlOptions, type ControlOptions, mockDirOf } from '../xen_option.js'
+import { mockDirOf } from '../xen_option.js'
 
 /** Adds the command. */
 export function addList(program: Command, context: Context): void {
   const { terminal } = context
   const command = addCommand(program, 'list', {
-    summary: 'list the disks that are being served',
     description: 'Asks every running `vbdkit serve` of this user on this Xen what it serves.',
     examples: [
       ['vbdkit list', 'on this host'],

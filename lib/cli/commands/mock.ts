@@ -1,5 +1,5 @@
 /** `vbdkit mock DIR`: a mock Xen in the foreground, for guests and backends in other processes. */
-import { loadAddon } from '../../engine/native.js'
+import { loadAddon } from '../../engine/load_addon.js'
 import { MockHost } from '../../mock/mock_host.js'
 import { PRIVILEGED } from '../../xenstore/permission.js'
 import type { Store } from '../../xenstore/store.js'
@@ -16,7 +16,6 @@ interface MockOptions {
 export function addMock(program: Command, context: Context): void {
   const { terminal } = context
   const command = addCommand(program, 'mock', {
-    summary: 'run a mock Xen, no hypervisor needed',
     description:
       'Runs a mock Xen in the foreground: domains with memory, grant tables and event ' +
       'channels, and a xenstore with the ' +

@@ -1,12 +1,12 @@
 /** `vbdkit pause DOM:VDEV` and `vbdkit resume DOM:VDEV`: holding a guest's requests back for a while. */
+
+import { addControlOptions, type ControlOptions, connectControl } from '../control_option.js'
 import { vbdArgument } from '../options.js'
 import { action, addCommand, type Command, type CommandText, type Context } from '../program.js'
-import { addControlOptions, type ControlOptions, connectControl } from '../xen_option.js'
 
 /** Adds the command. */
 export function addPause(program: Command, context: Context): void {
   add(program, context, 'pause', 'paused', {
-    summary: "hold a guest's requests back",
     description:
       'Answers what was taken and takes no more, until `vbdkit resume`: the image is at rest, and may be copied or ' +
       'looked at. The guest waits; Linux complains after two minutes, and loses nothing.',
@@ -17,7 +17,6 @@ export function addPause(program: Command, context: Context): void {
 /** Adds the command. */
 export function addResume(program: Command, context: Context): void {
   add(program, context, 'resume', 'resumed', {
-    summary: "take a guest's requests up again",
     description: 'Ends what `vbdkit pause` began. Without a pause nothing happens.',
     examples: [['vbdkit resume 1:xvda', 'served again']],
   })

@@ -9,7 +9,8 @@ import { MockGuest } from '../../testing/guest.js'
 import { type ReplayResult, replay } from '../../testing/replay.js'
 import { formatNanoseconds, formatSize } from '../../units.js'
 import { readTrace, type TraceReader } from '../../vbd/trace_file.js'
-import { DISKS, type DriverOptions, loadDiskOf } from '../drivers.js'
+import { DISKS } from '../disk_words.js'
+import { type DriverOptions, loadDiskOf } from '../drivers.js'
 import { filterOption } from '../filters.js'
 import { choiceOption } from '../options.js'
 import { action, addCommand, type Command, type Context } from '../program.js'
@@ -30,7 +31,6 @@ const GUEST = { domid: 1, vdev: 'xvda', memoryBytes: 64 * 1024 * 1024 } as const
 export function addReplay(program: Command, context: Context): void {
   const { terminal } = context
   const command = addCommand(program, 'replay', {
-    summary: 'run a traced load against another disk or engine',
     description:
       'Sends the requests of a trace (see `vbdkit trace`) to a disk, through rings and grants on a mock Xen in this ' +
       'process, and compares how long they took. A request that waited for another when it was traced waits for it ' +

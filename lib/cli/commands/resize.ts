@@ -3,15 +3,14 @@ import type { Resized } from '../../control/target.js'
 import { VbdError } from '../../errors.js'
 import { formatSize } from '../../units.js'
 import type { VbdInfo } from '../../vbd/vbd.js'
+import { addControlOptions, type ControlOptions, connectControl } from '../control_option.js'
 import { sizeArgument, vbdArgument } from '../options.js'
 import { action, addCommand, type Command, type Context } from '../program.js'
-import { addControlOptions, type ControlOptions, connectControl } from '../xen_option.js'
 
 /** Adds the command. */
 export function addResize(program: Command, context: Context): void {
   const { terminal } = context
   const command = addCommand(program, 'resize', {
-    summary: 'change the size of a disk that is being served',
     description:
       'Makes the disk SIZE bytes long, image included, and tells the guest, which sees the new size at once. ' +
       'SIZE is a number with a unit (10GiB, 1.5T, 500MB), or with + before it, how much to add.',

@@ -5,17 +5,19 @@ import { ControlServer } from '../../control/server.js'
 import { backendTarget } from '../../control/target.js'
 import { VbdError } from '../../errors.js'
 import { Service } from '../../host/service.js'
-import type { XenChoice } from '../../platform.js'
+import type { XenChoice } from '../../store.js'
 import { formatSize, parseVbdId } from '../../units.js'
 import type { ToolstackChoice } from '../../vbd/attachment.js'
 import type { Vbd } from '../../vbd/vbd.js'
 import { Announcer } from '../announcer.js'
-import { DISKS, type DriverOptions, diskOfParams, loadDiskOf } from '../drivers.js'
+import { DISKS } from '../disk_words.js'
+import { type DriverOptions, diskOfParams, loadDiskOf } from '../drivers.js'
 import { filterOption } from '../filters.js'
 import { openLog } from '../log.js'
 import { choiceOption, vbdArgument } from '../options.js'
 import { action, addCommand, type Command, type Context } from '../program.js'
 import { aborted, stoppable } from '../signals.js'
+import { addTuningOptions, type TuningOptions, tuningOf } from '../tuning_options.js'
 import {
   addEngineOptions,
   addFileOptions,
@@ -29,7 +31,6 @@ import {
   vbdOptionsOf,
 } from '../vbd_options.js'
 import { mockDirOf } from '../xen_option.js'
-import { addTuningOptions, type TuningOptions, tuningOf } from './tune.js'
 
 interface ServeOptions extends DriverOptions, TuningOptions, OfferWords, ProcessWords {
   readonly kind?: string
@@ -44,7 +45,6 @@ const CLOSE_MS = 7000
 /** Adds the command. */
 export function addServe(program: Command, context: Context): void {
   const command = addCommand(program, 'serve', {
-    summary: 'serve a disk to a guest',
     description:
       'Serves a disk to a guest, in the foreground, until Ctrl-C or SIGTERM. The guest may ' +
       'come and go, and may not exist ' +

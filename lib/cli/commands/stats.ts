@@ -2,11 +2,11 @@
 
 import { formatNanoseconds, formatSize } from '../../units.js'
 import type { Latency, OperationStats, VbdStats } from '../../vbd/stats.js'
+import { addControlOptions, type ControlOptions, connectControl } from '../control_option.js'
 import { durationOption, vbdArgument, wholeOption } from '../options.js'
 import { action, addCommand, type Command, type Context } from '../program.js'
 import { EXIT_INTERRUPTED, stoppable } from '../signals.js'
 import { pairs, table } from '../table.js'
-import { addControlOptions, type ControlOptions, connectControl } from '../xen_option.js'
 
 interface StatsOptions extends ControlOptions {
   readonly every?: number
@@ -22,7 +22,6 @@ const HEADING_EVERY = 20
 export function addStats(program: Command, context: Context): void {
   const { terminal } = context
   const command = addCommand(program, 'stats', {
-    summary: 'statistics of a disk that is being served',
     description:
       'Prints requests, bytes, errors, latencies, grants and notifications since the disk is served; with --every, a ' +
       'line about each interval until Ctrl-C.',

@@ -4,11 +4,11 @@ import { formatParams } from '../../daemon/params.js'
 import { isDiskFile } from '../../disk/load.js'
 import type { DiskInfo } from '../../engine/engine.js'
 import { formatSize } from '../../units.js'
+import { addControlOptions, type ControlOptions, connectControl } from '../control_option.js'
 import type { DriverOptions } from '../drivers.js'
 import { vbdArgument } from '../options.js'
 import { action, addCommand, type Command, type Context } from '../program.js'
 import { addFileOptions } from '../vbd_options.js'
-import { addControlOptions, type ControlOptions, connectControl } from '../xen_option.js'
 
 interface SwapWords extends DriverOptions, ControlOptions {
   readonly shrink?: true
@@ -18,7 +18,6 @@ interface SwapWords extends DriverOptions, ControlOptions {
 export function addSwap(program: Command, context: Context): void {
   const { terminal } = context
   const command = addCommand(program, 'swap', {
-    summary: 'put another disk in place of one that a guest uses',
     description:
       'Answers what was taken, closes the disk, and goes on with another: an image that was moved, a copy on other ' +
       'storage. The guest sees a short wait, and the new size. What the new disk holds is your affair: while the ' +

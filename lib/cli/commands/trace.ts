@@ -4,11 +4,11 @@ import type { TracedBatch, TracedRequest } from '../../engine/traced.js'
 import { VbdError } from '../../errors.js'
 import { formatSize } from '../../units.js'
 import { type TraceHeader, writeTrace } from '../../vbd/trace_file.js'
+import { addControlOptions, type ControlOptions, connectControl } from '../control_option.js'
 import { durationOption, vbdArgument, wholeOption } from '../options.js'
 import { action, addCommand, type Command, type Context } from '../program.js'
 import { EXIT_INTERRUPTED, stoppable } from '../signals.js'
 import type { Terminal } from '../terminal.js'
-import { addControlOptions, type ControlOptions, connectControl } from '../xen_option.js'
 
 interface TraceOptions extends ControlOptions {
   readonly to?: string
@@ -20,7 +20,6 @@ interface TraceOptions extends ControlOptions {
 export function addTrace(program: Command, context: Context): void {
   const { terminal } = context
   const command = addCommand(program, 'trace', {
-    summary: "show a guest's requests as they are answered",
     description:
       'A line for each request: its operation, place, length, answer and how long it took; until Ctrl-C, or as long ' +
       'as asked for. With --to, into a file that `vbdkit replay` reads. What comes faster than it is taken is left ' +

@@ -20,7 +20,6 @@ const collect = (text: string, before: readonly string[] = []) => [...before, te
 /** Adds the command. */
 export function addUnit(program: Command, context: Context): void {
   addCommand(program, 'unit', {
-    summary: 'print a systemd service for `vbdkit daemon`',
     description:
       'Prints a hardened systemd service that runs `vbdkit daemon` with this node and this package: no capabilities, ' +
       'no network, no device but those of Xen, everything read-only but the directories of the images. ' +

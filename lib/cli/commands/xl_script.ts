@@ -16,7 +16,6 @@ const WHAT = ['install', 'uninstall', 'print'] as const
 export function addXlScript(program: Command, context: Context): void {
   const { terminal } = context
   const command = addCommand(program, 'xl-script', {
-    summary: 'install the hotplug script that xl runs for our disks',
     description:
       `Writes ${SCRIPT_FOLDER}/block-vbdkit, which disk lines name with script=block-vbdkit: xl runs it for each ` +
       'such disk, and shows what it reports when `vbdkit daemon` refuses a disk or does not run. Nothing else is ' +

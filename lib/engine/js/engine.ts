@@ -8,7 +8,8 @@
  */
 import { VbdError } from '../../errors.js'
 import type { DiskSpec, Engine, EngineDisk, EngineVbd, Heartbeat, Tunables } from '../engine.js'
-import { loadAddon, type NativeXenConnection } from '../native.js'
+import { loadAddon } from '../load_addon.js'
+import type { NativeXenConnection } from '../native.js'
 import { translate } from '../native_errors.js'
 import type { NativePrimitives } from '../primitives.js'
 import { FileDisk, type JsIo } from './file_disk.js'

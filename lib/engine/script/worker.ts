@@ -10,7 +10,7 @@ import { loadExport, nothing } from '../../disk/load.js'
 import { openDefinition } from '../../disk/open_definition.js'
 import type { DiskDefinition } from '../../disk/script.js'
 import { toVbdError } from '../../errors.js'
-import { loadAddon } from '../native.js'
+import { loadAddon } from '../load_addon.js'
 import { hostHere, type ScriptHost } from './host.js'
 import { type FromWorker, type ToWorker, toWire, type WorkerData } from './wire.js'
 

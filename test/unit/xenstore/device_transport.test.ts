@@ -13,7 +13,8 @@ import {
   type XenbusDevice,
   type XenbusDeviceEvents,
 } from '../../../lib/xenstore/device_transport.js'
-import { storeSocketPath, XenstoreServer } from '../../../lib/xenstore/server.js'
+import { XenstoreServer } from '../../../lib/xenstore/server.js'
+import { storeSocketPath } from '../../../lib/xenstore/socket_file.js'
 import type { Dial, Transport } from '../../../lib/xenstore/transport.js'
 import {
   encodePacket,
