@@ -4,6 +4,9 @@
  *   polled   the ring is looked at in every turn; its port may be masked, and req_event stays behind: no events
  *   armed    the port is unmasked, req_event moved, the ring looked at once more: an event wakes it
  *
+ * Whoever wakes a ring that is polled leaves word: it is not armed before a pass has looked. Other rings wake it when
+ * they have nothing at the disk any more, or end a barrier, and no event or completion will say that again.
+ *
  * The port is unmasked only after the ring was drained (R-30), and an event that brought no request delays the next
  * one: 0, 1, 2, 4 … 1000 ms (R-31).
  */
@@ -25,6 +28,8 @@ export class Doorbell {
   readonly #primitives: NativePrimitives
   readonly #counters: QueueCounters
   #armed = false
+  /** Woken, and not looked at since. */
+  #awaited = false
   /** An event was taken: the port is masked until unmask. */
   #eventTaken = false
   #workSinceEvent = false
@@ -40,7 +45,9 @@ export class Doorbell {
     return this.#armed
   }
 
+  /** There may be something to do: the next pass finds out. */
   wake(): void {
+    this.#awaited = true
     if (!this.#armed) return
     this.#armed = false
     this.#counters.wakeups++
@@ -54,6 +61,11 @@ export class Doorbell {
     this.wake()
   }
 
+  /** A pass begins. */
+  looked(): void {
+    this.#awaited = false
+  }
+
   /** A pass found something. */
   worked(): void {
     this.#workSinceEvent = true
@@ -64,8 +76,9 @@ export class Doorbell {
     this.#primitives.notify(this.channel)
   }
 
-  /** Before sleeping; without a ring nothing is expected from the guest. False: it has work, poll on. */
+  /** Before sleeping; without a ring nothing is expected from the guest. False: it may have work, poll on. */
   arm(nowNs: number, ring: BackRing | undefined): boolean {
+    if (this.#awaited) return false
     this.unmaskDueNs = Number.POSITIVE_INFINITY
     this.#armed = true
     if (ring === undefined) return true

@@ -165,7 +165,7 @@ export class Loop {
     for (let i = 0; i < members.length; i++) {
       const { queue } = members[i]!
       if (queue.doorbell.armed) {
-        if (!queue.hasCompletions) continue
+        if (!queue.wantsPass) continue
         queue.wake()
       }
       if (queue.pass(nowNs, monotonicNs)) worked = true

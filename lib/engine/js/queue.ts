@@ -128,9 +128,11 @@ export class Queue {
     if (this.#o.takeOver !== undefined) this.doorbell.notify()
   }
 
-  /** Finished I/O waits for a pass(). */
-  get hasCompletions(): boolean {
-    return this.#disk.hasCompletions
+  /** Finished I/O waits for a pass(), or a request that may be started once other rings have given pages back. */
+  get wantsPass(): boolean {
+    if (this.#disk.hasCompletions) return true
+    if (this.atDisk > 0) return false
+    return this.#stalled !== undefined || (this.#barrier !== undefined && !this.#barrierRunning)
   }
 
   /**
@@ -185,6 +187,7 @@ export class Queue {
 
   /** One turn, bounded by the ring's size. True: something was done. */
   pass(nowNs: number, clock: () => number): boolean {
+    this.doorbell.looked()
     let worked = this.#reap(nowNs)
     if (this.#started) {
       if (this.#consume(nowNs)) worked = true
