@@ -94,6 +94,31 @@ export function createNativeEngine(options: NativeEngineOptions): Engine {
   return engine
 }
 
+/** What the JavaScript engine has C++ do: stages that only C++ has, and the clients of native disks. */
+export interface NativeStages {
+  readonly engine: NativeEngine
+  /** Opens what does not run in this thread. @throws as `Engine.openDisk` */
+  open(spec: DiskSpec): Promise<OpenNativeDisk>
+  /** The same disk with what the partition tables in it say. */
+  resolve(spec: DiskSpec): Promise<DiskSpec>
+  close(): Promise<void>
+}
+
+/** Native disks without anybody to serve: no thread but those of the disks. */
+export function createNativeStages(
+  options: Pick<NativeEngineOptions, 'xen' | 'tunables'>,
+): NativeStages {
+  const { xen, tunables } = options
+  const create = {
+    xen: xen.native,
+    reactors: 1,
+    placement: 'guest',
+    tunables,
+    name: 'stages',
+  } as const
+  return new NativeEngineAdapter(guard({}, () => loadAddon().createEngine(create)))
+}
+
 /** Engine disks made here, to find the addon's handle again without widening the contract. */
 const nativeDisks = new WeakMap<EngineDisk, NativeDisk>()
 
@@ -103,18 +128,19 @@ function handleOf(disk: EngineDisk, vbd: string): NativeDisk {
   throw new VbdError('ERR_VBD_INTERNAL', 'the disk belongs to another engine', { vbd })
 }
 
-type OpenDisk = EngineDisk & { readonly native: NativeDisk }
+/** An open disk of the native engine, with the addon's handle. */
+export type OpenNativeDisk = EngineDisk & { readonly native: NativeDisk }
 
-class NativeEngineAdapter implements Engine {
+class NativeEngineAdapter implements Engine, NativeStages {
   readonly kind = 'native'
-  readonly #native: NativeEngine
+  readonly engine: NativeEngine
   /** Shared reactors: guests whose grant calls have slept, each served on threads of its own from then on. */
   readonly #apart = new Set<number>()
   readonly #vbds = new Set<NativeVbdAdapter>()
   #closed: Promise<void> | undefined
 
   constructor(native: NativeEngine) {
-    this.#native = native
+    this.engine = native
   }
 
   /** A sleeping grant call holds up all that share its thread: this guest's vbds move to one that is only theirs. */
@@ -125,25 +151,28 @@ class NativeEngineAdapter implements Engine {
   }
 
   async openDisk(spec: DiskSpec): Promise<EngineDisk> {
-    const plain = await resolvePartitions(spec, (below, use) => this.#read(below, use))
-    const disk = await this.#open(plain)
+    const disk = await this.open(await this.resolve(spec))
     nativeDisks.set(disk, disk.native)
     return disk
   }
 
-  async #open(spec: DiskSpec): Promise<OpenDisk> {
+  resolve(spec: DiskSpec): Promise<DiskSpec> {
+    return resolvePartitions(spec, (below, use) => this.#read(below, use))
+  }
+
+  async open(spec: DiskSpec): Promise<OpenNativeDisk> {
     const path = pathOf(spec)
     const context = path === undefined ? {} : { path }
     if (planOf(spec).runsIn === 'native') {
-      const native = guard(context, () => withKeys(spec, (keyed) => this.#native.openDisk(keyed)))
+      const native = guard(context, () => withKeys(spec, (keyed) => this.engine.openDisk(keyed)))
       return new NativeDiskAdapter(native, spec, context)
     }
-    const world = { engine: this.#native, open: (below: DiskSpec) => this.#open(below) }
+    const world = { engine: this.engine, open: (below: DiskSpec) => this.open(below) }
     return guardAsync(context, () => ScriptEngineDisk.open(spec, loadAddon(), world))
   }
 
   async #read<T>(spec: DiskSpec, use: (disk: ReadableDisk) => Promise<T>): Promise<T> {
-    const disk = await this.#open(spec)
+    const disk = await this.open(spec)
     try {
       const { sizeBytes, sectorSize } = disk.info
       const read = (at: number, bytes: number) => guardAsync({}, () => disk.native.read(at, bytes))
@@ -160,7 +189,7 @@ class NativeEngineAdapter implements Engine {
       name,
       create: (listener) =>
         guard({ vbd: name }, () =>
-          this.#native.createVbd(name, handle, features, tunables, listener),
+          this.engine.createVbd(name, handle, features, tunables, listener),
         ),
       isApart: (domid) => this.#apart.has(domid),
       onEvent,
@@ -171,20 +200,20 @@ class NativeEngineAdapter implements Engine {
   }
 
   tune(tunables: Partial<Tunables>): void {
-    guard({}, () => this.#native.tune(tunables))
+    guard({}, () => this.engine.tune(tunables))
   }
 
   heartbeats(): readonly Heartbeat[] {
-    return guard({}, () => this.#native.heartbeats())
+    return guard({}, () => this.engine.heartbeats())
   }
 
   /** What the engine holds, for leak checks. */
   resources(): ReturnType<NativeEngine['resources']> {
-    return this.#native.resources()
+    return this.engine.resources()
   }
 
   close(): Promise<void> {
-    this.#closed ??= guardAsync({}, () => this.#native.close())
+    this.#closed ??= guardAsync({}, () => this.engine.close())
     return this.#closed
   }
 }

@@ -13,7 +13,7 @@ import type { ConnectionInfo } from './reporter.js'
 export interface ExplainedStage {
   /** `file`, `throttle`; a script's own name. */
   readonly name: string
-  /** As in a plan; `engine`: in the JavaScript engine, which has no other place. */
+  /** As in a plan; `engine`: in the JavaScript engine, which has a few drivers of its own. */
   readonly runsIn: PlannedStage['runsIn'] | 'engine'
   /** Places in the list of the stages directly below it. */
   readonly below: readonly number[]
@@ -84,11 +84,15 @@ const PLACES: Readonly<Record<ExplainedStage['runsIn'], string>> = {
   engine: 'the JavaScript engine',
 }
 
+/** Disks that the JavaScript engine reads and writes itself, when there is no stage over them. */
+const JS_DRIVERS = ['file', 'memory', 'null']
+
 function flatten(root: PlannedStage, engine: string): ExplainedStage[] {
   const stages: ExplainedStage[] = []
+  const isOwn = engine === 'js' && root.below.length === 0 && JS_DRIVERS.includes(root.name)
   const add = ({ name, runsIn, below }: PlannedStage): number => {
     const places = below.map(add)
-    const where = engine === 'js' && runsIn === 'native' ? 'engine' : runsIn
+    const where = isOwn && runsIn === 'native' ? 'engine' : runsIn
     return stages.push({ name, runsIn: where, below: places }) - 1
   }
   add(root)

@@ -127,6 +127,8 @@ void DiskClient::run(const std::function<void(Status)>& started) {
     if (at_device_ == 0) {
         queue_.reset();
         context_.reset();
+        // Its owner closes it, and its locks go, whoever still holds our memory.
+        device_.reset();
         return;
     }
     // What the device still has keeps its memory for ever.

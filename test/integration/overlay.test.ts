@@ -7,7 +7,6 @@ import { file } from '../../lib/disk/drivers.js'
 import { overlay } from '../../lib/disk/overlay.js'
 import type { Frontend } from '../../lib/testing/frontend.js'
 import type { Vbd } from '../../lib/vbd/vbd.js'
-import { ENGINE } from '../support/engines.js'
 import { MIB, World } from '../support/product_world.js'
 
 const SIZE = 4 * MIB
@@ -35,7 +34,7 @@ async function end({ vbd, disk }: { vbd: Vbd; disk: Frontend }): Promise<void> {
   await vbd.close()
 }
 
-describe.skipIf(ENGINE !== 'native')('overlay', () => {
+describe('overlay', () => {
   it('keeps what each guest writes, over a restart, and the image as it is', async () => {
     const paths = ['a', 'b'].map((name) => join(world.folder(), name))
     const data = paths.map(() => randomBytes(64 * 1024 + 512))

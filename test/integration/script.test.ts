@@ -3,13 +3,12 @@
  * answer, throw, or never answer, and what guests are offered.
  */
 import { setTimeout as delay } from 'node:timers/promises'
-import { afterAll, beforeAll, expect, it, onTestFinished, vi } from 'vitest'
+import { afterAll, beforeAll, describe, expect, it, onTestFinished, vi } from 'vitest'
 import { defineDisk } from '../../lib/disk/define.js'
 import type { Disk } from '../../lib/disk/disk.js'
 import { type DiskDefinition, DiskError, type RequestIo } from '../../lib/disk/script.js'
 import type { VbdError } from '../../lib/errors.js'
 import type { VbdOptions } from '../../lib/vbd/options.js'
-import { describeNative } from '../support/engines.js'
 import { World } from '../support/product_world.js'
 
 const KIB = 1024
@@ -69,9 +68,7 @@ function gate() {
   return { open, opened }
 }
 
-const describeScripts = describeNative('the JavaScript engine has no script disks')
-
-describeScripts('requests', () => {
+describe('requests', () => {
   it('are what the guest asked for, with everything there is to know of them', async () => {
     const seen: unknown[] = []
     const note = (what: string, ...rest: unknown[]) => void seen.push([what, ...rest])
@@ -160,7 +157,7 @@ describeScripts('requests', () => {
   })
 })
 
-describeScripts('what is not there is not offered', () => {
+describe('what is not there is not offered', () => {
   it('write: the disk is read-only', async () => {
     const { disk, vbd } = await attach(defineDisk({ name: 'clock', size: '1MiB', read() {} }))
     expect(vbd.disk).toMatchObject({ readOnly: true, canFlush: false, canDiscard: false })
@@ -204,7 +201,7 @@ describeScripts('what is not there is not offered', () => {
   })
 })
 
-describeScripts('what goes wrong', () => {
+describe('what goes wrong', () => {
   it.each(['EIO', 'ENOSPC', 'EOPNOTSUPP'] as const)(
     'DiskError %s fails the request alone',
     async (code) => {
@@ -319,7 +316,7 @@ describeScripts('what goes wrong', () => {
   })
 })
 
-describeScripts('its life', () => {
+describe('its life', () => {
   it('open, size, requests, close: in this order and once each', async () => {
     const life: string[] = []
     const guest = await place.guest()

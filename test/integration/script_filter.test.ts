@@ -68,6 +68,14 @@ it('stands between the guest and the image', async () => {
   expect(await disk.read(4096, 4096)).toEqual(Buffer.alloc(4096, 0xff))
 })
 
+it('lets go of the image at once when its disk is closed', async () => {
+  const image = place.image(MIB)
+  for (let round = 0; round < 3; round++) {
+    const vbd = await place.backend.serve(`${place.nextDomid()}:xvda`, file(image).with(through))
+    await vbd.close()
+  }
+})
+
 it.each([
   ['a file', () => file(place.image(4 * MIB)).with(through)],
   ['a file, twice', () => file(place.image(4 * MIB)).with(inverted, inverted)],

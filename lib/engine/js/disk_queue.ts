@@ -9,7 +9,7 @@
 import { type InFlight, InFlightList } from './in_flight.js'
 
 /** Linux's, positive. */
-export const ERRNO = { intr: 4, io: 5, again: 11, opNotSupp: 95 } as const
+export const ERRNO = { intr: 4, io: 5, again: 11, opNotSupp: 95, timedOut: 110 } as const
 
 /** Tries of a step that fails in passing, before its error is the answer. */
 export const MAX_RETRIES = 100

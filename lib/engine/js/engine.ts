@@ -6,12 +6,16 @@
  *   guest's slot ─► back_ring ─► request ─► transfer ─► null_disk | memory_disk | file_disk ─► transfer ─► back_ring
  *                   └──────────────── queue, one per ring; loop runs them all ──────────────────────────┘
  */
+import { planOf } from '../../disk/plan.js'
 import { VbdError } from '../../errors.js'
 import type { DiskSpec, Engine, EngineDisk, EngineVbd, Heartbeat, Tunables } from '../engine.js'
 import { loadAddon } from '../load_addon.js'
-import type { NativeXenConnection } from '../native.js'
+import { createNativeStages, type NativeStages, type NativeXenConnection } from '../native.js'
 import { translate } from '../native_errors.js'
 import type { NativePrimitives } from '../primitives.js'
+import { openScriptStage } from '../script/chain.js'
+import { DiskClient } from '../script/client.js'
+import type { ErrorListener } from '../script/host.js'
 import { FileDisk, type JsIo } from './file_disk.js'
 import { Tags } from './in_flight.js'
 import { IoBatch } from './io_batch.js'
@@ -20,6 +24,7 @@ import { Loop } from './loop.js'
 import { MemoryDisk } from './memory_disk.js'
 import { NullDisk } from './null_disk.js'
 import { PagePool } from './page_pool.js'
+import { NativeStagesDisk, ScriptDisk } from './script_disk.js'
 import type { Services } from './services.js'
 import { SCRATCH_PAGES } from './transfer.js'
 import { JsVbd } from './vbd.js'
@@ -49,7 +54,10 @@ export function createJsEngine(options: JsEngineOptions): JsEngine {
 /** The engine, with what its contract does not tell. */
 export class JsEngine implements Engine {
   readonly kind = 'js'
+  readonly #o: JsEngineOptions
   readonly #io: JsIo
+  /** Made for the first disk that needs it. */
+  #stages: NativeStages | undefined
   readonly #primitives: NativePrimitives
   readonly #services: Services
   readonly #loop: Loop
@@ -57,7 +65,9 @@ export class JsEngine implements Engine {
   readonly #vbds = new Set<JsVbd>()
   #closed: Promise<void> | undefined
 
-  constructor({ xen, tunables, io }: JsEngineOptions) {
+  constructor(options: JsEngineOptions) {
+    const { xen, tunables, io } = options
+    this.#o = options
     this.#io = io
     try {
       this.#primitives = loadAddon().openPrimitives(xen.native, ARENA_PAGES, (channels) =>
@@ -79,8 +89,12 @@ export class JsEngine implements Engine {
 
   async openDisk(spec: DiskSpec): Promise<EngineDisk> {
     if (this.#closed !== undefined) throw closed('the engine')
-    const disk = this.#makeDisk(spec)
+    const disk = await this.#makeDisk(spec)
     this.#disks.add(disk)
+    if (this.#closed !== undefined) {
+      await disk.close()
+      throw closed('the engine')
+    }
     return disk
   }
 
@@ -131,10 +145,11 @@ export class JsEngine implements Engine {
   async #close(): Promise<void> {
     await Promise.all([...this.#vbds].map((vbd) => vbd.close()))
     await Promise.all([...this.#disks].map((disk) => disk.close()))
+    await this.#stages?.close()
     this.#primitives.close()
   }
 
-  #makeDisk(spec: DiskSpec): JsDisk {
+  async #makeDisk(spec: DiskSpec): Promise<JsDisk> {
     const forget = (disk: JsDisk) => void this.#disks.delete(disk)
     switch (spec.driver) {
       case 'null':
@@ -144,16 +159,34 @@ export class JsEngine implements Engine {
       case 'file':
         return FileDisk.open(spec, this.#io, this.#services, forget)
       default:
-        throw unsupported(spec)
+        return await this.#openStages(spec, forget)
     }
   }
-}
 
-function unsupported({ driver }: DiskSpec): VbdError {
-  const message = `the JavaScript engine has no disks of the kind '${driver}'`
-  return new VbdError('ERR_VBD_UNSUPPORTED', message, {
-    remedy: 'use the native engine, which is the default',
-  })
+  /** A disk of several stages, or of one that is a script or that only C++ has. */
+  async #openStages(spec: DiskSpec, forget: (disk: JsDisk) => void): Promise<JsDisk> {
+    this.#stages ??= createNativeStages(this.#o)
+    const { engine } = this.#stages
+    const open = (below: DiskSpec) => this.#stages!.open(below)
+    const plain = await this.#stages.resolve(spec)
+    const plan = planOf(plain)
+    if (plan.runsIn === 'script') {
+      const listeners = new Set<ErrorListener>()
+      const onError: ErrorListener = (error, vbd) => {
+        for (const listener of listeners) listener(error, vbd)
+      }
+      const opened = await openScriptStage(plain, { engine, open, onError })
+      return new ScriptDisk(plain, opened, listeners, forget)
+    }
+    const below = await open(plain)
+    try {
+      const client = new DiskClient(plan.name, below, below.native, engine)
+      return new NativeStagesDisk(below, client, forget)
+    } catch (thrown) {
+      await below.close()
+      throw thrown
+    }
+  }
 }
 
 function closed(what: string): VbdError {

@@ -83,7 +83,7 @@ export class FileDisk extends JsDisk {
     this.#sync = new FileSync(file.fd)
   }
 
-  openQueue(onComplete: () => void): DiskQueue {
+  openQueue(_vbd: string, onComplete: () => void): DiskQueue {
     return this.#uring
       ? new BatchQueue(this.#file, this.#batch, onComplete)
       : new FsQueue(this.#file, this.#sync, this.#batch, onComplete)

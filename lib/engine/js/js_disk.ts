@@ -4,6 +4,7 @@
  */
 import { VbdError } from '../../errors.js'
 import type { DiskInfo, EngineDisk, StageState } from '../engine.js'
+import type { ErrorListener } from '../script/host.js'
 import type { DiskQueue } from './disk_queue.js'
 
 export abstract class JsDisk implements EngineDisk {
@@ -22,20 +23,26 @@ export abstract class JsDisk implements EngineDisk {
     return this.#info
   }
 
-  /** @param onComplete as DiskQueue has it */
-  abstract openQueue(onComplete: () => void): DiskQueue
+  /**
+   * @param vbd whose requests will come, `1:xvda`
+   * @param onComplete as DiskQueue has it
+   */
+  abstract openQueue(vbd: string, onComplete: () => void): DiskQueue
 
-  /** The driver alone: filters run on the native engine. */
+  /** Disks that have functions tell of what fails in them. */
+  onError(_listener: ErrorListener): void {}
+
+  /** A driver alone has no settings. */
   stages(): readonly StageState[] {
     return [{ kind: 'disk', values: {} }]
   }
 
-  tuneStage(_stage: number, setting: string): void {
+  tuneStage(_stage: number, setting: string, _value: number): void {
     throw new VbdError('ERR_VBD_UNSUPPORTED', `this disk has no setting '${setting}'`)
   }
 
   async resize(sizeBytes: number): Promise<DiskInfo> {
-    this.#info = this.resized(sizeBytes)
+    this.#info = await this.resized(sizeBytes)
     return this.#info
   }
 
@@ -43,14 +50,14 @@ export abstract class JsDisk implements EngineDisk {
     if (!this.#open) return
     this.#open = false
     this.#onClose(this)
-    this.shut()
+    await this.shut()
   }
 
   /** Makes the disk so long; how it is then. */
-  protected abstract resized(sizeBytes: number): DiskInfo
+  protected abstract resized(sizeBytes: number): DiskInfo | Promise<DiskInfo>
 
   /** Lets go of what is behind it. Called once; no queue is open. */
-  protected abstract shut(): void
+  protected abstract shut(): void | Promise<void>
 }
 
 /**

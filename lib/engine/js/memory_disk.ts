@@ -163,7 +163,7 @@ export class MemoryDisk extends JsDisk {
     )
   }
 
-  openQueue(onComplete: () => void): DiskQueue {
+  openQueue(_vbd: string, onComplete: () => void): DiskQueue {
     return new MemoryQueue(this.#bytes, onComplete)
   }
 

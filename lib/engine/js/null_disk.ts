@@ -61,7 +61,7 @@ export class NullDisk extends JsDisk {
     this.fillsReads = !noFill
   }
 
-  openQueue(onComplete: () => void): DiskQueue {
+  openQueue(_vbd: string, onComplete: () => void): DiskQueue {
     return new NullQueue(this.fillsReads, onComplete)
   }
 

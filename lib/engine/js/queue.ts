@@ -116,7 +116,7 @@ export class Queue {
       maxIndirectSegments,
       services.pool.region,
     )
-    this.#disk = shared.disk.openQueue(() => services.wakeUp())
+    this.#disk = shared.disk.openQueue(shared.name, () => services.wakeUp())
   }
 
   /**

@@ -96,7 +96,8 @@ export class ScriptEngineDisk implements EngineDisk {
   }
 }
 
-function geometryOf(shape: DiskShape, spec: DiskSpec): ScriptGeometry {
+/** What the engine is told of a script disk. */
+export function geometryOf(shape: DiskShape, spec: DiskSpec): ScriptGeometry {
   const script = spec.driver === 'script' ? spec : undefined
   const readOnly = shape.readOnly || script?.readOnly === true
   const thread = script !== undefined && 'module' in script.source ? ', own thread' : ''
@@ -110,7 +111,8 @@ function geometryOf(shape: DiskShape, spec: DiskSpec): ScriptGeometry {
   }
 }
 
-function overdue({ name, deadlineMs }: DiskShape, request: OverdueRequest): VbdError {
+/** The error for a request that was not answered in time. */
+export function overdue({ name, deadlineMs }: DiskShape, request: OverdueRequest): VbdError {
   const { operation, offset, length, vbd } = request
   const range = operation === 'flush' ? '' : ` of ${length} bytes at ${offset}`
   const limit = formatNanoseconds(deadlineMs * 1e6)

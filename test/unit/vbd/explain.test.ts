@@ -32,10 +32,12 @@ it('is data for programs, whatever the engine', () => {
     vbd: '1:xvda',
     engine: 'js',
     stages: [
-      { name: 'memory', runsIn: 'engine', below: [] },
+      { name: 'memory', runsIn: 'native', below: [] },
       { name: 'upper', runsIn: 'script', below: [0] },
     ],
   })
+  const alone = new Explanation({ ...parts, engine: 'js', spec: memory('1MiB').spec })
+  expect(alone.stages).toEqual([{ name: 'memory', runsIn: 'engine', below: [] }])
 })
 
 it('tells what was agreed on', () => {
