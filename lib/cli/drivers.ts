@@ -1,7 +1,7 @@
 /** DRIVER [ARG]: which disk a command line means. */
 import { existsSync, statSync } from 'node:fs'
 import { resolve } from 'node:path'
-import { parseParams } from '../daemon/params.js'
+import { type DriverWords, parseParams } from '../daemon/params.js'
 import { concat } from '../disk/compose.js'
 import { defineDisk } from '../disk/define.js'
 import type { Disk, DiskFilter } from '../disk/disk.js'
@@ -85,15 +85,25 @@ export async function loadDiskOf(
 }
 
 /**
- * The disk that `params` name, as `vbdkit swap` sends them.
+ * The disk that `params` name, as a toolstack and `vbdkit swap` send them. One that is a program has a thread of its
+ * own: it may be busy, and others must not wait for it.
+ *
+ * @throws as `loadDiskOf`
+ */
+export function diskNamed(driver: string, argument: string, words: DriverWords): Promise<Disk> {
+  return driver === 'script'
+    ? loadDiskOf(argument, [], { ...words, ownThread: true })
+    : loadDiskOf(driver, [argument], words)
+}
+
+/**
+ * The same from their text.
  *
  * @throws as `loadDiskOf` and `parseParams`
  */
 export function diskOfParams(params: string): Promise<Disk> {
   const { driver, argument, words } = parseParams(params)
-  return driver === 'script'
-    ? loadDiskOf(argument, [], words)
-    : loadDiskOf(driver, [argument], words)
+  return diskNamed(driver, argument, words)
 }
 
 /** KEY=VALUE words as an object. */

@@ -1,45 +1,34 @@
 /** `vbdkit daemon`: serves whatever a toolstack attaches, as a service. */
-import { Backend } from '../../backend.js'
+import type { Backend } from '../../backend.js'
 import { ControlClient } from '../../control/client.js'
 import { controlSocket, daemonSocket } from '../../control/path.js'
-import { ControlServer } from '../../control/server.js'
-import { backendTarget } from '../../control/target.js'
 import { DEFAULT_CLAIMS, type KindClaim, parseKind } from '../../daemon/claims.js'
 import { Daemon } from '../../daemon/daemon.js'
 import type { DriverWords } from '../../daemon/params.js'
-import { VbdError } from '../../errors.js'
 import { findConflicts, refuseConflicts } from '../../host/conflicts.js'
-import { Service } from '../../host/service.js'
 import { formatSize } from '../../units.js'
 import type { DeviceOffer } from '../../vbd/offer.js'
 import type { Vbd } from '../../vbd/vbd.js'
-import { Announcer } from '../announcer.js'
-import { diskOf, diskOfParams, loadDiskOf } from '../drivers.js'
-import { openLog } from '../log.js'
+import type { Announcer } from '../announcer.js'
+import { diskNamed } from '../drivers.js'
 import { action, addCommand, type Command, type Context } from '../program.js'
-import { aborted, stoppable } from '../signals.js'
-import { addTuningOptions, type TuningOptions, tuningOf } from '../tuning_options.js'
 import {
-  addEngineOptions,
-  addFileOptions,
-  addOfferOptions,
-  addServiceOptions,
-  engineOptionsOf,
-  type OfferWords,
-  type OnStop,
-  onStopOption,
-  type ProcessWords,
-  vbdOptionsOf,
-} from '../vbd_options.js'
+  addServerOptions,
+  runServer,
+  type Server,
+  type ServerWords,
+  type Serving,
+} from '../server.js'
+import { stoppable } from '../signals.js'
+import { vbdOptionsOf } from '../vbd_options.js'
 import { mockDirOf } from '../xen_option.js'
 
-interface DaemonWords extends DriverWords, TuningOptions, OfferWords, ProcessWords {
+interface DaemonWords extends DriverWords, ServerWords {
   readonly kind?: readonly KindClaim[]
-  readonly onStop?: OnStop
 }
 
-/** How long guests are given to let go of their disk: less than what `stoppable` gives us. */
-const CLOSE_MS = 7000
+/** A service is stopped to be started again: its guests must not lose their disks. */
+const ON_STOP = 'keep'
 
 /** Adds the command. */
 export function addDaemon(program: Command, context: Context): void {
@@ -62,12 +51,7 @@ export function addDaemon(program: Command, context: Context): void {
       '(default: vbd, vbd3, vbdkit)',
     (text: string, before: readonly KindClaim[] = []) => [...before, parseKind(text)],
   )
-  command.addOption(onStopOption('keep'))
-  addEngineOptions(command)
-  addServiceOptions(command)
-  addOfferOptions(command)
-  addFileOptions(command)
-  addTuningOptions(command, true)
+  addServerOptions(command, ON_STOP)
   command.action(
     action(context, (words: DaemonWords) =>
       stoppable(context.terminal, (signal) => run(context, words, signal)),
@@ -76,72 +60,50 @@ export function addDaemon(program: Command, context: Context): void {
 }
 
 async function run(context: Context, words: DaemonWords, signal: AbortSignal): Promise<number> {
-  const log = await openLog(words.log, words.logLevel ?? 'info')
-  const announcer = new Announcer(context.terminal, log)
-  const end = new AbortController()
   const claims = words.kind ?? DEFAULT_CLAIMS
-  let backend: Backend | undefined
-  let control: ControlServer | undefined
-  let daemon: Daemon | undefined
-  const service = new Service({
-    heartbeats: () => backend?.heartbeats() ?? [],
-    onChange: (message) => announcer.warn(undefined, message),
-  })
-  try {
-    if (onHost(words)) refuseConflicts(claims.map(({ kind }) => kind))
-    backend = await Backend.open(backendOptions(words, claims))
-    announcer.follow(backend)
-    control = await listen(words, backend, () => end.abort())
-    daemon = makeDaemon(words, claims, backend, announcer, service)
+  const kinds = claims.map(({ kind }) => kind)
+  if (onHost(words)) refuseConflicts(kinds)
+  const start = async (server: Server): Promise<Serving> => {
+    const { announcer, backend } = server
+    const daemon = makeDaemon(words, claims, server)
     daemon.start()
-    announceReady(announcer, claims, backend, control)
-    service.ready(statusOf(backend))
-    await Promise.race([aborted(AbortSignal.any([signal, end.signal])), lost(backend, words)])
-    announcer.say('stopping', {}, stoppingText(backend, words))
-    return 0
-  } finally {
-    service.stopping()
-    await daemon?.stop()
-    await control?.close()
-    await backend?.close({ timeoutMs: CLOSE_MS, keepGuest: keepsGuests(words) })
-    if (backend !== undefined) announcer.say('stopped', {}, 'stopped')
-    await log.close()
+    announceReady(server, kinds)
+    return {
+      status: statusOf(backend),
+      stopping: () => announcer.say('stopping', {}, stoppingText(backend, words)),
+      stop: () => daemon.stop(),
+    }
   }
-}
-
-function backendOptions(words: DaemonWords, claims: readonly KindClaim[]) {
-  return {
-    ...engineOptionsOf(words),
-    tunables: tuningOf(words),
-    kinds: claims.map(({ kind }) => kind),
-  }
+  const options = {
+    words,
+    kinds,
+    onStop: ON_STOP,
+    controlPath: (backend: Backend) => daemonSocket(mockDir(words, backend)),
+    taken: { message: 'another vbdkit daemon is running', remedy: 'stop that one first' },
+    start,
+  } as const
+  return runServer(context, options, signal)
 }
 
 function makeDaemon(
   words: DaemonWords,
   claims: readonly KindClaim[],
-  backend: Backend,
-  announcer: Announcer,
-  service: Service,
+  { backend, announcer, service }: Server,
 ): Daemon {
   backend.on('closed', ({ vbd }) => {
     announcer.say('closed', { vbd: vbd.id }, `${vbd.id}: closed`)
     service.status(statusOf(backend))
   })
-  const mockDir = backend.mock?.dir ?? mockDirOf(words.xen)
   return new Daemon({
     backend,
     claims,
     words: fileWords(words),
     vbd: vbdOptionsOf(words),
-    // A disk that is a program has a thread of its own: it may be busy, and others must not wait for it.
-    makeDisk: (driver, argument, options) =>
-      driver === 'script'
-        ? loadDiskOf(argument, [], { ...options, ownThread: true })
-        : diskOf(driver, [argument], options),
+    makeDisk: diskNamed,
     // Loaded since we started, by whoever attached another disk.
     obstacle: (kind) => (onHost(words) ? findConflicts([kind])[0] : undefined),
-    isServedElsewhere: ({ domid, devid }) => answers(controlSocket(mockDir, domid, devid)),
+    isServedElsewhere: ({ domid, devid }) =>
+      answers(controlSocket(mockDir(words, backend), domid, devid)),
     events: {
       serving(vbd, offer) {
         announceServing(announcer, vbd, offer)
@@ -158,15 +120,10 @@ function makeDaemon(
   })
 }
 
-/** A service is stopped to be started again: its guests must not lose their disks. */
-function keepsGuests({ onStop = 'keep' }: DaemonWords): boolean {
-  return onStop === 'keep'
-}
-
 function stoppingText(backend: Backend, words: DaemonWords): string {
   const count = backend.vbds().filter(({ connected }) => connected).length
   if (count === 0) return 'stopping'
-  return keepsGuests(words)
+  return (words.onStop ?? ON_STOP) === 'keep'
     ? `stopping; ${count} connected disks wait for the next vbdkit daemon`
     : `stopping; closing ${count} connected disks`
 }
@@ -196,34 +153,14 @@ function announceServing(announcer: Announcer, vbd: Vbd, { kind, params }: Devic
   )
 }
 
-function announceReady(
-  announcer: Announcer,
-  claims: readonly KindClaim[],
-  backend: Backend,
-  control: ControlServer,
-): void {
-  const kinds = claims.map(({ kind }) => kind)
+function announceReady({ announcer, backend, control }: Server, kinds: readonly string[]): void {
   const mock = backend.mock?.dir
   const fields = { kinds, engine: backend.engine, control: control.path, pid: process.pid, mock }
   announcer.say('ready', fields, `serving what is attached as ${kinds.join(', ')}`)
 }
 
-async function listen(
-  words: DaemonWords,
-  backend: Backend,
-  stop: () => void,
-): Promise<ControlServer> {
-  const path = words.control ?? daemonSocket(backend.mock?.dir ?? mockDirOf(words.xen))
-  try {
-    return await ControlServer.listen(path, backendTarget(backend, stop, diskOfParams))
-  } catch (thrown) {
-    if (!(thrown instanceof VbdError) || thrown.code !== 'ERR_VBD_BUSY') throw thrown
-    throw new VbdError('ERR_VBD_BUSY', 'another vbdkit daemon is running', {
-      path,
-      cause: thrown,
-      remedy: 'stop that one first',
-    })
-  }
+function mockDir({ xen }: DaemonWords, backend: Backend): string | undefined {
+  return backend.mock?.dir ?? mockDirOf(xen)
 }
 
 async function answers(path: string): Promise<boolean> {
@@ -238,15 +175,4 @@ async function answers(path: string): Promise<boolean> {
 
 function onHost({ xen }: DaemonWords): boolean {
   return xen === 'auto' || xen === 'host'
-}
-
-/** Rejects when the mock ends, which takes its guests with it. A host's xenstore comes back. */
-function lost(backend: Backend, words: DaemonWords): Promise<never> {
-  return new Promise((_, reject) => {
-    backend.on('xenstore', ({ state }) => {
-      if (state === 'lost' && !onHost(words)) {
-        reject(new VbdError('ERR_VBD_XENSTORE', 'the mock Xen has ended, and its guests with it'))
-      }
-    })
-  })
 }

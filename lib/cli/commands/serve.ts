@@ -1,46 +1,33 @@
 /** `vbdkit serve DOM:VDEV DRIVER [ARG]`: serves a disk to a guest, in the foreground. */
-import { Backend } from '../../backend.js'
+import type { Backend } from '../../backend.js'
 import { controlSocket } from '../../control/path.js'
-import { ControlServer } from '../../control/server.js'
-import { backendTarget } from '../../control/target.js'
-import { VbdError } from '../../errors.js'
-import { Service } from '../../host/service.js'
-import type { XenChoice } from '../../store.js'
 import { formatSize, parseVbdId } from '../../units.js'
 import type { ToolstackChoice } from '../../vbd/attachment.js'
 import type { Vbd } from '../../vbd/vbd.js'
-import { Announcer } from '../announcer.js'
 import { DISKS } from '../disk_words.js'
-import { type DriverOptions, diskOfParams, loadDiskOf } from '../drivers.js'
+import { type DriverOptions, loadDiskOf } from '../drivers.js'
 import { filterOption } from '../filters.js'
-import { openLog } from '../log.js'
 import { choiceOption, vbdArgument } from '../options.js'
 import { action, addCommand, type Command, type Context } from '../program.js'
-import { aborted, stoppable } from '../signals.js'
-import { addTuningOptions, type TuningOptions, tuningOf } from '../tuning_options.js'
 import {
-  addEngineOptions,
-  addFileOptions,
-  addOfferOptions,
-  addServiceOptions,
-  engineOptionsOf,
-  type OfferWords,
-  type OnStop,
-  onStopOption,
-  type ProcessWords,
-  vbdOptionsOf,
-} from '../vbd_options.js'
+  addServerOptions,
+  runServer,
+  type Server,
+  type ServerWords,
+  type Serving,
+} from '../server.js'
+import { stoppable } from '../signals.js'
+import { vbdOptionsOf } from '../vbd_options.js'
 import { mockDirOf } from '../xen_option.js'
 
-interface ServeOptions extends DriverOptions, TuningOptions, OfferWords, ProcessWords {
+interface ServeOptions extends DriverOptions, ServerWords {
   readonly kind?: string
   readonly toolstack?: ToolstackChoice
   readonly ownThread?: true
-  readonly onStop?: OnStop
 }
 
-/** How long guests are given to let go of their disk: less than what `stoppable` gives us. */
-const CLOSE_MS = 7000
+/** A disk that was served by hand is taken away with its server. */
+const ON_STOP = 'close'
 
 /** Adds the command. */
 export function addServe(program: Command, context: Context): void {
@@ -75,13 +62,9 @@ export function addServe(program: Command, context: Context): void {
     .argument('<DOM:VDEV>', 'the guest and its device', vbdArgument)
     .argument('<DRIVER>', DISKS)
     .argument('[ARG...]', 'of the driver')
-  addEngineOptions(command)
-  addOfferOptions(command)
-  addFileOptions(command)
   command.addOption(filterOption())
   addServeOptions(command)
-  addServiceOptions(command)
-  addTuningOptions(command, true)
+  addServerOptions(command, ON_STOP)
   command.action(
     action(context, (id: string, driver: string, args: string[], options: ServeOptions) =>
       stoppable(context.terminal, (signal) => serve(context, id, driver, args, options, signal)),
@@ -103,7 +86,6 @@ function addServeOptions(command: Command): void {
         'auto',
       ),
     )
-    .addOption(onStopOption('close'))
 }
 
 async function serve(
@@ -111,53 +93,32 @@ async function serve(
   id: string,
   driver: string,
   args: readonly string[],
-  options: ServeOptions,
+  words: ServeOptions,
   signal: AbortSignal,
 ): Promise<number> {
-  const disk = await loadDiskOf(driver, args, options)
-  const log = await openLog(options.log, options.logLevel ?? 'info')
-  const announcer = new Announcer(context.terminal, log)
-  const end = new AbortController()
-  let backend: Backend | undefined
-  let control: ControlServer | undefined
-  const service = new Service({
-    heartbeats: () => backend?.heartbeats() ?? [],
-    onChange: (message) => announcer.warn(undefined, message),
-  })
-  try {
-    backend = await Backend.open(backendOptions(options))
-    announcer.follow(backend)
-    const path = controlPath(options, backend, id)
-    control = await listen(
-      path,
-      backend,
-      () => end.abort(),
-      options.control === undefined ? id : undefined,
-    )
-    // Said before the first state of it, and with what makes it findable.
-    const vbd = await backend.serve(id, disk, serveOptions(options))
-    announceServing(announcer, vbd, backend, control)
-    service.ready(`serving ${vbd.id}`)
-    const failure = untilGone(backend, options.xen)
-    await Promise.race([aborted(AbortSignal.any([signal, end.signal])), failure])
-    announcer.say('stopping', { vbd: vbd.id }, `${vbd.id}: stopping`)
-    return 0
-  } finally {
-    service.stopping()
-    await control?.close()
-    await backend?.close({ timeoutMs: CLOSE_MS, keepGuest: options.onStop === 'keep' })
-    if (backend !== undefined) announcer.say('stopped', {}, 'stopped')
-    await log.close()
+  const disk = await loadDiskOf(driver, args, words)
+  const start = async (server: Server): Promise<Serving> => {
+    const { announcer, backend } = server
+    const vbd = await backend.serve(id, disk, serveOptions(words))
+    announceServing(server, vbd)
+    return {
+      status: `serving ${vbd.id}`,
+      stopping: () => announcer.say('stopping', { vbd: vbd.id }, `${vbd.id}: stopping`),
+    }
   }
-}
-
-function backendOptions(options: ServeOptions) {
-  const { kind } = options
-  return {
-    ...engineOptionsOf(options),
-    tunables: tuningOf(options),
-    ...(kind === undefined ? {} : { kinds: [kind] }),
-  }
+  const options = {
+    words,
+    onStop: ON_STOP,
+    ...(words.kind === undefined ? {} : { kinds: [words.kind] }),
+    controlPath: (backend: Backend) => controlPath(words, backend, id),
+    taken: {
+      vbd: id,
+      message: `${id} is served already by another vbdkit serve`,
+      remedy: 'stop that one (`vbdkit list` shows it), or serve another device',
+    },
+    start,
+  } as const
+  return runServer(context, options, signal)
 }
 
 function serveOptions(options: ServeOptions) {
@@ -169,39 +130,12 @@ function serveOptions(options: ServeOptions) {
   }
 }
 
-function controlPath(options: ServeOptions, backend: Backend, id: string): string {
-  if (options.control !== undefined) return options.control
+function controlPath({ xen }: ServeOptions, backend: Backend, id: string): string {
   const { domid, devid } = parseVbdId(id)
-  return controlSocket(backend.mock?.dir ?? mockDirOf(options.xen), domid, devid)
+  return controlSocket(backend.mock?.dir ?? mockDirOf(xen), domid, devid)
 }
 
-/** @param id of the disk when the socket is in its usual place: then whoever answers there serves the same disk */
-async function listen(
-  path: string,
-  backend: Backend,
-  stop: () => void,
-  id: string | undefined,
-): Promise<ControlServer> {
-  try {
-    return await ControlServer.listen(path, backendTarget(backend, stop, diskOfParams))
-  } catch (thrown) {
-    if (id === undefined || !(thrown instanceof VbdError) || thrown.code !== 'ERR_VBD_BUSY')
-      throw thrown
-    throw new VbdError('ERR_VBD_BUSY', `${id} is served already by another vbdkit serve`, {
-      vbd: id,
-      path,
-      cause: thrown,
-      remedy: 'stop that one (`vbdkit list` shows it), or serve another device',
-    })
-  }
-}
-
-function announceServing(
-  announcer: Announcer,
-  vbd: Vbd,
-  backend: Backend,
-  control: ControlServer,
-): void {
+function announceServing({ announcer, backend, control }: Server, vbd: Vbd): void {
   const { description, sizeBytes, readOnly } = vbd.disk
   const mock = backend.mock?.dir
   const mode = readOnly ? ', read-only' : ''
@@ -219,22 +153,4 @@ function announceServing(
   )
   if (mock !== undefined)
     announcer.say('mock', { dir: mock }, `mock Xen in this process: guests use --xen mock:${mock}`)
-}
-
-/**
- * A mock that has ended takes its guests with it and does not come back; rejects then. A host's
- * xenstore comes back.
- */
-function untilGone(backend: Backend, xen: XenChoice): Promise<never> {
-  return new Promise((_, reject) => {
-    backend.on('xenstore', ({ state }) => {
-      if (state === 'lost' && xen.startsWith('mock')) {
-        reject(
-          new VbdError('ERR_VBD_XENSTORE', 'the mock Xen has ended, and its guests with it', {
-            remedy: 'start `vbdkit mock` again, then serve again',
-          }),
-        )
-      }
-    })
-  })
 }
