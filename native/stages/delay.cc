@@ -2,8 +2,7 @@
 
 #include <algorithm>
 
-#include "base/clock.h"
-#include "block/io_context.h"
+#include "stages/hold_queue.h"
 
 namespace vbd::stages {
 
@@ -15,7 +14,6 @@ using block::Timer;
 namespace {
 
 constexpr double kLongestMs = 3'600'000;
-constexpr size_t kBatch = 64;
 constexpr const char* kSettings[] = {"readMs", "writeMs", "flushMs", "discardMs"};
 
 size_t kind_of(IoOp op) {
@@ -23,66 +21,42 @@ size_t kind_of(IoOp op) {
 }
 
 /// Due times are in Io::scratch.
-class DelayQueue final : public StageQueue {
+class DelayQueue final : public HoldQueue {
   public:
     DelayQueue(std::unique_ptr<block::DeviceQueue> base, block::IoContext& context,
                std::shared_ptr<Delays> delays)
-        : StageQueue(std::move(base)),
-          context_(context),
-          delays_(std::move(delays)),
-          timer_(context, *this) {}
+        : HoldQueue(std::move(base), context), delays_(std::move(delays)) {}
 
     void submit(std::span<Io* const> batch) override {
         const uint64_t now_ns = monotonic_ns();
-        uint64_t due_ns = timer_.due_ns();
+        uint64_t first_ns = due_ns();
         for (Io* io : batch) {
             const size_t kind = kind_of(io->op);
             const uint64_t delay_ns =
-                hurried_ ? 0 : (*delays_)[kind].load(std::memory_order_relaxed);
+                hurried() ? 0 : (*delays_)[kind].load(std::memory_order_relaxed);
             if (delay_ns == 0 && held_[kind].empty()) {
                 base_->submit(std::span(&io, 1));
                 continue;
             }
             io->scratch = now_ns + delay_ns;
-            due_ns = std::min(due_ns, io->scratch);
-            context_.note_started();
-            held_[kind].push(io);
+            first_ns = std::min(first_ns, io->scratch);
+            hold(held_[kind], io);
         }
-        if (due_ns != timer_.due_ns()) timer_.set(due_ns);
-    }
-
-    void on_timer(uint64_t now_ns) override { release(now_ns); }
-
-    void hurry() override {
-        hurried_ = true;
-        release(Timer::kNever);
-        StageQueue::hurry();
+        if (first_ns != due_ns()) look_at(first_ns);
     }
 
   private:
-    void release(uint64_t until_ns) {
-        std::array<Io*, kBatch> batch;
-        size_t count = 0;
-        uint64_t due_ns = Timer::kNever;
+    void release(uint64_t now_ns) override {
+        uint64_t first_ns = Timer::kNever;
         for (IoList& list : held_) {
-            while (!list.empty() && list.front()->scratch <= until_ns) {
-                context_.note_finished();
-                batch[count++] = list.pop();
-                if (count < kBatch) continue;
-                base_->submit(batch);
-                count = 0;
-            }
-            if (!list.empty()) due_ns = std::min(due_ns, list.front()->scratch);
+            let_go(list, [&](const Io& io) { return hurried() || io.scratch <= now_ns; });
+            if (!list.empty()) first_ns = std::min(first_ns, list.front()->scratch);
         }
-        if (count > 0) base_->submit(std::span(batch.data(), count));
-        timer_.set(due_ns);
+        look_at(first_ns);
     }
 
-    block::IoContext& context_;
     std::shared_ptr<Delays> delays_;
-    Timer timer_;
     std::array<IoList, 4> held_;
-    bool hurried_ = false;
 };
 
 }  // namespace

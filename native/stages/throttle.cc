@@ -1,11 +1,9 @@
 #include "stages/throttle.h"
 
 #include <algorithm>
-#include <array>
 #include <cstdio>
 
-#include "base/clock.h"
-#include "block/io_context.h"
+#include "stages/hold_queue.h"
 
 namespace vbd::stages {
 
@@ -18,16 +16,12 @@ namespace {
 
 /// No timer is set further ahead, so that changed limits take effect soon.
 constexpr uint64_t kLookAgainNs = 50'000'000;
-constexpr size_t kBatch = 64;
 
-class ThrottleQueue final : public StageQueue {
+class ThrottleQueue final : public HoldQueue {
   public:
     ThrottleQueue(std::unique_ptr<block::DeviceQueue> base, block::IoContext& context,
                   std::shared_ptr<Rate> rate)
-        : StageQueue(std::move(base)),
-          context_(context),
-          rate_(std::move(rate)),
-          timer_(context, *this) {}
+        : HoldQueue(std::move(base), context), rate_(std::move(rate)) {}
 
     void submit(std::span<Io* const> batch) override {
         const uint64_t now_ns = monotonic_ns();
@@ -40,64 +34,39 @@ class ThrottleQueue final : public StageQueue {
         for (Io* io : batch.subspan(passed)) {
             if (io->op == IoOp::kFlush) {
                 base_->submit(std::span(&io, 1));
-            } else {
-                hold(io);
+                continue;
             }
+            rate_->delayed.fetch_add(1, std::memory_order_relaxed);
+            hold(held_, io);
         }
-        if (!held_.empty() && timer_.due_ns() == Timer::kNever) set_timer(now_ns);
-    }
-
-    void on_timer(uint64_t now_ns) override { release(now_ns); }
-
-    /// The guest goes: what it has asked for is done now, or it would have to wait for that.
-    void hurry() override {
-        hurried_ = true;
-        release(monotonic_ns());
-        StageQueue::hurry();
+        if (!held_.empty() && due_ns() == Timer::kNever) set_timer(now_ns);
     }
 
   private:
     bool may_pass(const Io& io, uint64_t now_ns) {
         if (io.op == IoOp::kFlush) return true;
-        if (!hurried_ && due_ns(now_ns) > now_ns) return false;
+        if (!hurried() && paid_ns(now_ns) > now_ns) return false;
         rate_->requests.take(1, now_ns);
         if (io.op == IoOp::kRead || io.op == IoOp::kWrite) rate_->bytes.take(io.length, now_ns);
         return true;
     }
 
-    uint64_t due_ns(uint64_t now_ns) const {
+    /// When what was taken is paid for.
+    uint64_t paid_ns(uint64_t now_ns) const {
         return std::max(rate_->requests.due_ns(now_ns), rate_->bytes.due_ns(now_ns));
     }
 
-    void hold(Io* io) {
-        context_.note_started();
-        rate_->delayed.fetch_add(1, std::memory_order_relaxed);
-        held_.push(io);
-    }
-
-    void release(uint64_t now_ns) {
-        std::array<Io*, kBatch> batch;
-        size_t count = 0;
-        while (!held_.empty() && may_pass(*held_.front(), now_ns)) {
-            context_.note_finished();
-            batch[count++] = held_.pop();
-            if (count < kBatch) continue;
-            base_->submit(batch);
-            count = 0;
-        }
-        if (count > 0) base_->submit(std::span(batch.data(), count));
+    void release(uint64_t now_ns) override {
+        let_go(held_, [&](const Io& io) { return may_pass(io, now_ns); });
         if (!held_.empty()) set_timer(now_ns);
     }
 
     void set_timer(uint64_t now_ns) {
-        timer_.set(std::clamp(due_ns(now_ns), now_ns, now_ns + kLookAgainNs));
+        look_at(std::clamp(paid_ns(now_ns), now_ns, now_ns + kLookAgainNs));
     }
 
-    block::IoContext& context_;
     std::shared_ptr<Rate> rate_;
-    Timer timer_;
     IoList held_;
-    bool hurried_ = false;
 };
 
 std::string number(double value) {
