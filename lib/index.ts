@@ -3,6 +3,12 @@
  */
 export { Backend, type BackendOptions, type ServeOptions } from './backend.js'
 export {
+  type CacheOptions,
+  cache,
+  type ReadAheadOptions,
+  readAhead,
+} from './disk/caching.js'
+export {
   concat,
   partition,
   partitioned,

@@ -90,7 +90,7 @@ run_phase() {
     tidy) run_vitest tidy test/tidy.test.ts ;;
     native) run_native native '' ;;
     asan) run_native asan address,undefined ;;
-    tsan) run_native tsan thread --source-file='*reactor*,*engine*,*mock*,*load*,*mailbox*,*uring*,*sync_device*,*script*' ;;
+    tsan) run_native tsan thread --source-file='*reactor*,*engine*,*mock*,*load*,*mailbox*,*uring*,*sync_test*,*script*,*conformance*,*cache*,*read_ahead*,*freshness*' ;;
     unit) run_vitest unit test/unit ;;
     xen) run_xen ;;
     integration) run_vitest integration test/integration ;;

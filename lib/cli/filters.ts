@@ -1,5 +1,6 @@
 /** --filter NAME[:WHAT]: filters as the command line writes them. */
 import { Option } from 'commander'
+import { cache, readAhead } from '../disk/caching.js'
 import { partitioned, sliced } from '../disk/compose.js'
 import type { DiskFilter } from '../disk/disk.js'
 import { encrypt } from '../disk/encrypt.js'
@@ -16,6 +17,8 @@ export const FILTERS = {
   verify: 'verify or verify:block=4KiB,mismatch=report',
   encrypt: 'encrypt:KEYFILE or encrypt:keyfile=FILE,sector=4096,ivoffset=0,discard',
   overlay: 'overlay:FILE or overlay:scratch=FILE,granularity=64KiB',
+  cache: 'cache or cache:64MiB or cache:memory=64MiB,writeback=5s',
+  readAhead: 'readAhead or readAhead:1MiB or readAhead:window=1MiB,memory=8MiB',
   slice: 'slice:offset=1MiB,length=1GiB',
   partition: 'partition:1',
 } as const
@@ -127,6 +130,20 @@ const PARSERS: Readonly<Record<Name, (text: string) => DiskFilter>> = {
     return overlaid({
       ...words.pick('scratch', 'scratch', same),
       ...words.pick('granularity', 'granularity', same),
+    })
+  },
+  cache(text) {
+    const words = new Words('cache', text, 'memory', ['memory', 'writeback'])
+    return cache({
+      ...words.pick('memory', 'memory', same),
+      ...words.pick('writeback', 'writeBackAfter', same),
+    })
+  },
+  readAhead(text) {
+    const words = new Words('readAhead', text, 'window', ['window', 'memory'])
+    return readAhead({
+      ...words.pick('window', 'window', same),
+      ...words.pick('memory', 'memory', same),
     })
   },
   slice(text) {

@@ -152,6 +152,22 @@ export interface OverlaySpec {
   readonly readOnly: boolean
 }
 
+/** Write-back; dirty for `writeBackMs` at most. */
+export interface CacheSpec {
+  readonly driver: 'cache'
+  readonly base: DiskSpec
+  readonly memoryBytes: number
+  readonly writeBackMs: number
+}
+
+/** Ahead of readers by `windowBytes` at most. */
+export interface ReadAheadSpec {
+  readonly driver: 'readAhead'
+  readonly base: DiskSpec
+  readonly memoryBytes: number
+  readonly windowBytes: number
+}
+
 /** A disk without disks below it. */
 export type LeafSpec = FileSpec | SizedSpec | PatternSpec | ScriptSpec
 
@@ -166,6 +182,8 @@ export type FilterSpec =
   | VerifySpec
   | EncryptSpec
   | OverlaySpec
+  | CacheSpec
+  | ReadAheadSpec
 
 /** A filter's own part, without the disk below it. */
 export type StageSpec = FilterSpec extends infer S
@@ -195,6 +213,12 @@ export function mapStages(spec: DiskSpec, change: (spec: DiskSpec) => DiskSpec):
     return change({ ...spec, parts: spec.parts.map((part) => mapStages(part, change)) })
   }
   return change('base' in spec ? { ...spec, base: mapStages(spec.base, change) } : spec)
+}
+
+/** Whether a stage may have answered writes that the storage does not have, beyond what every disk does. */
+export function holdsBack(spec: DiskSpec): boolean {
+  for (const { driver } of stagesOf(spec)) if (driver === 'cache') return true
+  return false
 }
 
 /** The path of the first file in it, for messages. */

@@ -40,6 +40,8 @@ export interface NativeDisk {
   takeRecords(stage: number): { records: Float64Array; lost: number }
   /** Whole sectors, at most 64 MiB; for the control plane. */
   read(offset: number, length: number): Promise<Buffer>
+  /** Flushes through all stages. */
+  flush(): Promise<void>
   /** Writes out what stages hold back, then closes. No vbd may use it any more. */
   close(): Promise<void>
 }

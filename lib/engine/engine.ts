@@ -116,6 +116,17 @@ export interface EngineDisk {
   tuneStage(stage: number, setting: string, value: number): void
   /** Makes the disk `sizeBytes` long; resolves to its new info. */
   resize(sizeBytes: number): Promise<DiskInfo>
+  /**
+   * A flush through all stages. Absent where no stage can hold anything back.
+   *
+   * @throws ERR_VBD_BACKING where it failed; what was not flushed is kept where it was
+   */
+  flush?(): Promise<void>
+  /**
+   * Brings what stages hold back to stable storage first.
+   *
+   * @throws ERR_VBD_BACKING where that failed; then that is lost, and the disk closed all the same
+   */
   close(): Promise<void>
   /**
    * Has `listener` told of what fails in a script disk's functions, with the vbd whose request it was (`1:xvda`), or ''

@@ -50,6 +50,10 @@ export class NativeDiskAdapter implements EngineDisk {
     return guardAsync(this.#context, () => this.native.read(offset, length))
   }
 
+  flush(): Promise<void> {
+    return guardAsync(this.#context, () => this.native.flush())
+  }
+
   async resize(sizeBytes: number): Promise<DiskInfo> {
     this.#info = guard(this.#context, () => this.native.resize(sizeBytes))
     return this.#info

@@ -7,6 +7,7 @@
  * the engine takes them up again where it left them. To the guest it is a slow disk.
  */
 import type { Disk } from '../disk/disk.js'
+import { holdsBack } from '../disk/spec.js'
 import type {
   Connection,
   DiskInfo,
@@ -104,8 +105,8 @@ export class Backing {
     if (lent?.disk === disk || (readOnly && lent?.info.readOnly)) return lent.info
     const lease = await this.#takeLease(disk)
     await this.#dropVbd()
-    await this.#lease?.release()
     this.#lease = lease
+    await lent?.release()
     return lease.info
   }
 
@@ -185,9 +186,10 @@ export class Backing {
   }
 
   /**
-   * Answers what was taken and takes no more, until `resume`. Idempotent.
+   * Answers what was taken and takes no more, until `resume`; a cache is written back. Idempotent.
    *
-   * @throws ERR_VBD_STATE where the rings cannot be taken up again
+   * @throws ERR_VBD_STATE where the rings cannot be taken up again; ERR_VBD_BACKING where a cache cannot be written
+   *   back, then it is as if nothing had been asked
    */
   async pause(): Promise<void> {
     if (this.#closed !== undefined || this.#stuck) {
@@ -200,16 +202,23 @@ export class Backing {
         },
       )
     }
-    if (this.#pause === undefined) {
+    const wasPaused = this.#pause !== undefined
+    if (!wasPaused) {
       let end = () => {}
       const ended = new Promise<void>((resolve) => {
         end = resolve
       })
       this.#pause = { ended, end }
     }
-    await this.#inTurn(async () => {
-      await this.#attached()?.disconnect()
-    })
+    try {
+      await this.#inTurn(async () => {
+        await this.#attached()?.disconnect()
+        if (holdsBack(this.spec)) await this.disk?.flush?.()
+      })
+    } catch (thrown) {
+      if (!wasPaused) await this.resume()
+      throw thrown
+    }
   }
 
   /** Takes the rings up again where they are. Idempotent. A guest that cannot be served on is told by `onEvent`. */

@@ -251,9 +251,11 @@ export class Vbd {
   /**
    * Holds the guest's requests back until `resume`: those that were taken are answered first, then the disk is at rest
    * and nothing of the guest is held. The guest waits; what it makes of a long wait is its own affair (Linux complains
-   * after 120 s). A guest may connect and leave meanwhile, but is connected only after `resume`. Idempotent.
+   * after 120 s). A guest may connect and leave meanwhile, but is connected only after `resume`. What a `cache` holds
+   * is written back. Idempotent.
    *
-   * @throws ERR_VBD_STATE after close, and when the rings ended in failure
+   * @throws ERR_VBD_STATE after close, and when the rings ended in failure; ERR_VBD_BACKING when a cache cannot be
+   *   written back: then the guest is served on
    */
   async pause(): Promise<void> {
     this.#requireOpen()

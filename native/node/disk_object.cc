@@ -162,6 +162,17 @@ Napi::Value read_bytes(const std::shared_ptr<Device>& device, const Napi::Callba
     });
 }
 
+Napi::Value flush(const std::shared_ptr<Device>& device, const Napi::CallbackInfo& call) {
+    auto work = [device]() -> Status {
+        auto io = block::BlockingIo::open(*device);
+        if (!io) return io.error();
+        const int32_t error = io.value()->flush();
+        if (error) return system_error(ErrorKind::kBacking, error, "flushing the disk");
+        return {};
+    };
+    return Task::run(call.Env(), work, [](Napi::Env env) { return env.Undefined(); });
+}
+
 Napi::Value resize(Device& device, const Napi::CallbackInfo& call) {
     auto size = whole_number(call[0], "the size", 1, INT64_MAX);
     if (!size) return refuse(call.Env(), size.error());
@@ -212,6 +223,7 @@ Napi::Object disk_object(Napi::Env env, const std::shared_ptr<DiskState>& state)
     method("takeRecords",
            [](const auto& device, const auto& call) { return take_records(*device, call); });
     method("read", read_bytes);
+    method("flush", flush);
     object.Set("close", Napi::Function::New(env, [state](const Napi::CallbackInfo& call) {
                    return close(state, call.Env());
                }));

@@ -191,6 +191,13 @@ bool read_stage(const std::string& driver, Fields& fields, stages::DiskSpec& spe
             .scratch = fields.text("scratch"),
             .granule_bytes = static_cast<uint32_t>(fields.whole("granuleBytes", 4096)),
             .read_only = fields.flag("readOnly")};
+    } else if (driver == "cache") {
+        spec.stage = stages::CacheOptions{
+            .memory_bytes = fields.whole("memoryBytes"),
+            .write_back_ns = static_cast<uint64_t>(fields.real("writeBackMs", 0, 3.6e6) * 1e6)};
+    } else if (driver == "readAhead") {
+        spec.stage = stages::ReadAheadOptions{.memory_bytes = fields.whole("memoryBytes"),
+                                              .window_bytes = fields.whole("windowBytes")};
     } else {
         return false;
     }

@@ -73,9 +73,22 @@ struct OverlayOptions {
     bool read_only = false;
 };
 
+/// Write-back. `memory_bytes`: of data; `write_back_ns`: for how long it may be newer than below.
+struct CacheOptions {
+    uint64_t memory_bytes = 64ull << 20;
+    uint64_t write_back_ns = 5'000'000'000;
+};
+
+/// `window_bytes`: how far ahead of a reader, at most.
+struct ReadAheadOptions {
+    uint64_t memory_bytes = 8ull << 20;
+    uint64_t window_bytes = 1ull << 20;
+};
+
 struct DiskSpec {
     std::variant<block::DeviceOptions, SliceOptions, ConcatOptions, ThrottleOptions, DelayOptions,
-                 FaultOptions, LogOptions, VerifyOptions, EncryptOptions, OverlayOptions>
+                 FaultOptions, LogOptions, VerifyOptions, EncryptOptions, OverlayOptions,
+                 CacheOptions, ReadAheadOptions>
         stage;
     std::vector<DiskSpec> bases = {};  // none for a leaf
 };

@@ -2,12 +2,14 @@
 
 #include <utility>
 
+#include "stages/cache.h"
 #include "stages/concat.h"
 #include "stages/delay.h"
 #include "stages/encrypt.h"
 #include "stages/fault.h"
 #include "stages/log.h"
 #include "stages/overlay.h"
+#include "stages/read_ahead.h"
 #include "stages/slice.h"
 #include "stages/throttle.h"
 #include "stages/verify.h"
@@ -34,6 +36,8 @@ struct Opener {
     Opened operator()(const VerifyOptions& options) { return Verify::open(options, base()); }
     Opened operator()(const EncryptOptions& options) { return Encrypt::open(options, base()); }
     Opened operator()(const OverlayOptions& options) { return Overlay::open(options, base()); }
+    Opened operator()(const CacheOptions& options) { return Cache::open(options, base()); }
+    Opened operator()(const ReadAheadOptions& options) { return ReadAhead::open(options, base()); }
     Opened operator()(const ThrottleOptions& options) {
         auto rate = groups.join(options);
         if (!rate) return rate.error();

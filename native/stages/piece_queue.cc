@@ -73,7 +73,7 @@ void PieceQueue::pump() {
         if (parent->done >= parent->length) waiting_.pop();
         if (started == Start::kDown) {
             send(*piece);
-        } else {
+        } else if (started == Start::kDone) {
             settle(piece);
         }
     }
@@ -117,7 +117,7 @@ bool PieceQueue::collect() {
             next = io->next;
             found = true;
             if (!pieces_.contains(io)) {
-                done_.push(io);
+                passed(io);
                 continue;
             }
             auto* piece = static_cast<Piece*>(io->tag);

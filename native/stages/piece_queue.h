@@ -4,7 +4,8 @@
 //
 //   take(io) ─► waiting ─► start(piece) ─► disk below ─► finished(piece) ─► end(io)
 //                  ▲            │ kLater: it cannot go now        │ kAgain: another step
-//                  └── pump() ◄─┘                                 └─► disk below
+//                  └── pump() ◄─┤                                 └─► disk below
+//                               └ kHeld: the stage has it, and calls send() or settle()
 //
 // The stage decides in start() how long a piece is, where it goes and what its memory is, and in
 // finished() what is left to do. While its pieces are at work the guest's Io is the stage's:
@@ -49,8 +50,9 @@ class PieceQueue : public block::DeviceQueue {
     };
 
     /// kDown: io and target are filled in; kDone: nothing has to go down, io.error is the result;
-    /// kLater: not now, look again when something has changed or look_again() is due.
-    enum class Start { kDown, kDone, kLater };
+    /// kLater: not now, look again when something has changed or look_again() is due; kHeld: the stage
+    /// keeps the piece, whose length stays, and calls send() or settle() later.
+    enum class Start { kDown, kDone, kLater, kHeld };
     enum class Next { kEnd, kAgain };
 
     /// `buffer_bytes` 0: pieces have no memory of their own.
@@ -65,6 +67,13 @@ class PieceQueue : public block::DeviceQueue {
     virtual Next finished(Piece& piece) = 0;
     /// All pieces of an Io are done; its result is in io->error.
     virtual void end(block::Io* io) { complete(io, io->error); }
+
+    /// An Io that is no piece's came back from below.
+    virtual void passed(block::Io* io) { done_.push(io); }
+
+    /// Of a piece that was held: hands it down, or takes it for finished.
+    void send(Piece& piece);
+    void settle(Piece* piece);
 
     /// Takes an Io in; pump() or reap() start it.
     void take(block::Io* io);
@@ -91,8 +100,6 @@ class PieceQueue : public block::DeviceQueue {
     static constexpr uint64_t kTurnBytes = 512 * 1024;
 
   private:
-    void send(Piece& piece);
-    void settle(Piece* piece);
     bool collect();
 
     block::IoContext& context_;

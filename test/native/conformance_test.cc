@@ -68,6 +68,17 @@ std::vector<Subject> subjects(const DiskSpec& base) {
         {.name = "overlay in a file", .spec = over(OverlayOptions{.scratch = "scratch"}, base)},
         {.name = "overlay of an overlay",
          .spec = over(OverlayOptions{.granule_bytes = 8192}, over(OverlayOptions{}, base))},
+        {.name = "cache", .spec = over(CacheOptions{}, base)},
+        {.name = "cache smaller than the disk",
+         .spec = over(CacheOptions{.memory_bytes = kMiB, .write_back_ns = 0}, base)},
+        {.name = "cache over a slow disk",
+         .spec = over(CacheOptions{.memory_bytes = kMiB},
+                      over(DelayOptions{.delay_ns = {300'000, 200'000, 0, 100'000}}, base))},
+        {.name = "read-ahead", .spec = over(ReadAheadOptions{}, base)},
+        {.name = "read-ahead over a cache over encryption",
+         .spec = over(ReadAheadOptions{.memory_bytes = kMiB, .window_bytes = kMiB / 2},
+                      over(CacheOptions{.memory_bytes = kMiB},
+                           over(EncryptOptions{.key = some_key()}, base)))},
         {.name = "four filters", .spec = four_filters(base)},
     };
     return all;

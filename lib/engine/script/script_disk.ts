@@ -10,7 +10,7 @@ import { VbdError } from '../../errors.js'
 import { formatNanoseconds } from '../../units.js'
 import type { Addon, NativeDisk, NativeEngine, OverdueRequest, ScriptGeometry } from '../addon.js'
 import type { DiskInfo, EngineDisk, StageState } from '../engine.js'
-import { guard } from '../native_errors.js'
+import { guard, guardAsync } from '../native_errors.js'
 import { type ChainWorld, openScriptStage } from './chain.js'
 import { type ErrorListener, hostHere, hostOnThread, type ScriptHost } from './host.js'
 
@@ -77,6 +77,10 @@ export class ScriptEngineDisk implements EngineDisk {
 
   tuneStage(stage: number, setting: string, value: number): void {
     guard({}, () => this.native.tuneStage(stage, setting, value))
+  }
+
+  flush(): Promise<void> {
+    return guardAsync({}, () => this.native.flush())
   }
 
   async resize(sizeBytes: number): Promise<DiskInfo> {

@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { FILTERS, parseFilter } from '../../../lib/cli/filters.js'
+import { cache, readAhead } from '../../../lib/disk/caching.js'
 import { concat, partition, slice } from '../../../lib/disk/compose.js'
 import type { Disk } from '../../../lib/disk/disk.js'
 import { file, memory, pattern, zero } from '../../../lib/disk/drivers.js'
@@ -95,6 +96,11 @@ describe('filters', () => {
     ['a unit of another size', () => encrypt({ key: KEY, sectorSize: 1024 as 512 }), '1024'],
     ['one disk in a row', () => concat(memory('1MiB')), 'two disks'],
     ['partition 0', () => partition(memory('1MiB'), 0), 'number 0'],
+    ['a cache of nothing', () => cache({ memory: '64KiB' }), '65536 bytes'],
+    ['a cache of everything', () => cache({ memory: '1TiB' }), '1099511627776 bytes'],
+    ['a cache that keeps its writes', () => cache({ writeBackAfter: '2h' }), 'longer than an hour'],
+    ['a narrow window', () => readAhead({ window: 4096 }), '4096 bytes'],
+    ['a window without memory', () => readAhead({ window: '1MiB', memory: '1MiB' }), '1048576'],
     ['a seed below 0', () => pattern('1MiB', { seed: -1 }), 'seed'],
   ])('refuse %s', (_what, act, words) => {
     const error = complaint(act)
@@ -182,6 +188,12 @@ describe('--filter', () => {
       discard: true,
     })
     expect(made('partition:3')).toMatchObject({ number: 3 })
+    expect(made('cache')).toMatchObject({ memoryBytes: 64 << 20, writeBackMs: 5000 })
+    expect(made('cache:1GiB,writeback=1s')).toMatchObject({
+      memoryBytes: 2 ** 30,
+      writeBackMs: 1000,
+    })
+    expect(made('readAhead:16MiB')).toMatchObject({ windowBytes: 16 << 20, memoryBytes: 32 << 20 })
   })
 
   it.each([
