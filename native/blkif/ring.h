@@ -17,6 +17,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "base/prefetch.h"
 #include "base/result.h"
 #include "blkif/shared.h"
 #include "blkif/wire.h"
@@ -80,7 +81,7 @@ class BackRing {
     uint8_t* slot_at(uint32_t index) const {
         return shared_ + kRingHeaderBytes + size_t{index & (entries_ - 1)} * stride_;
     }
-    void prefetch(uint32_t begin, uint32_t count) const;
+    void prefetch_slots(uint32_t begin, uint32_t count) const;
     void stop();
 
     uint8_t* shared_ = nullptr;
@@ -144,19 +145,19 @@ inline bool BackRing::begin_pass() {
         return false;
     }
     // A producer that moved back, within what is in flight, counts as a whole ring here.
-    prefetch(req_prod_seen_, std::min(req_prod - req_prod_seen_, entries_));
+    prefetch_slots(req_prod_seen_, std::min(req_prod - req_prod_seen_, entries_));
     req_prod_seen_ = req_prod;
     return true;
 }
 
 /// The slots were written by another processor, and will be by us: the response goes where the
 /// request was. Asked for ahead they come side by side, else one after the other.
-inline void BackRing::prefetch(uint32_t begin, uint32_t count) const {
+inline void BackRing::prefetch_slots(uint32_t begin, uint32_t count) const {
     constexpr size_t kOneSegment = Layout64::kSegments + sizeof(Segment);
     for (uint32_t i = 0; i < count; ++i) {
         const uint8_t* slot = slot_at(begin + i);
-        shared::prefetch(slot);
-        shared::prefetch(slot + kOneSegment - 1);  // in the next line for one slot in four
+        prefetch_to_write(slot);
+        prefetch_to_write(slot + kOneSegment - 1);  // in the next line for one slot in four
     }
 }
 

@@ -30,17 +30,6 @@ inline void store_u64(uint8_t* to, uint64_t value) {
     *reinterpret_cast<volatile U64*>(to) = value;
 }
 
-/// Asks for the cache line of `at`, to be written soon. Nothing is read: what the peer writes until
-/// we load it is what we will see. Lines that are asked for together travel together.
-inline void prefetch(const uint8_t* at) {
-#if defined(__x86_64__)
-    // Not __builtin_prefetch: compilers write a plain one for the oldest of these processors.
-    asm volatile("prefetchw %0" : : "m"(*at));
-#else
-    __builtin_prefetch(at, 1);
-#endif
-}
-
 /// Loads an index of the peer's; what the peer wrote before it is visible afterwards.
 inline uint32_t load_index(const uint8_t* from) {
     return __atomic_load_n(reinterpret_cast<const U32*>(from), __ATOMIC_ACQUIRE);

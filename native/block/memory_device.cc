@@ -7,7 +7,9 @@
 #include <cerrno>
 #include <span>
 #include <string>
+#include <utility>
 
+#include "base/prefetch.h"
 #include "base/units.h"
 #include "block/io_context.h"
 #include "block/racy_bytes.h"
@@ -91,15 +93,17 @@ class MemoryQueue final : public DeviceQueue {
 
   private:
     /// What will be copied next is fetched while this is copied: the processor's own prefetchers
-    /// stop at the end of each page, and begin again with a miss and a page table walk.
+    /// stop at the end of each page, and begin again with a miss and a page table walk. More than
+    /// this much would wait for the same few fill buffers as the copy itself.
     void fetch_ahead(const Io& io) const {
         if ((io.op != IoOp::kRead && io.op != IoOp::kWrite) || io.iov_count == 0) return;
-        const uint8_t* ours = base_ + io.offset;
-        const auto* guests = static_cast<const uint8_t*>(io.iov->iov_base);
+        const uint8_t* from = base_ + io.offset;
+        const auto* to = static_cast<const uint8_t*>(io.iov->iov_base);
+        if (io.op == IoOp::kWrite) std::swap(from, to);
         const uint64_t bytes = std::min<uint64_t>(io.iov->iov_len, kFetchAheadBytes);
         for (uint64_t at = 0; at < bytes; at += kCacheLine) {
-            __builtin_prefetch(ours + at);
-            __builtin_prefetch(guests + at);
+            prefetch_to_read(from + at);
+            prefetch_to_write(to + at);
         }
     }
 

@@ -10,6 +10,7 @@
 #include <span>
 #include <string>
 
+#include "base/prefetch.h"
 #include "base/result.h"
 #include "blkif/shared.h"
 #include "blkif/wire.h"
@@ -221,7 +222,7 @@ inline bool FrontRing::begin_pass() {
     if (rsp_prod - rsp_cons_ > req_prod_published_ - rsp_cons_) return false;
     // A request will be written where the response is.
     const uint32_t count = std::min(rsp_prod - rsp_prod_seen_, entries_);
-    for (uint32_t i = 0; i < count; ++i) blkif::shared::prefetch(slot_at(rsp_prod_seen_ + i));
+    for (uint32_t i = 0; i < count; ++i) prefetch_to_write(slot_at(rsp_prod_seen_ + i));
     rsp_prod_seen_ = rsp_prod;
     return true;
 }
