@@ -19,6 +19,7 @@ constexpr uint64_t kEventCheckNs =
     50'000;  // a busy reactor looks for events of sleeping rings this often
 constexpr uint64_t kQuietRingNs =
     50'000;  // a ring this quiet is no longer polled while others are busy
+constexpr uint64_t kEagerSpinNs = 2'000;
 constexpr uint64_t kPreemptedNs = 200'000;  // a spin this slow lost its processor
 constexpr uint64_t kNoSpinNs = 10'000'000;
 constexpr uint64_t kShutdownNs = 2'000'000'000;
@@ -113,7 +114,7 @@ void Reactor::run(std::function<void(Status)> started) {
     started(std::move(status));
     started = nullptr;  // what it captured is gone as soon as the starter wakes
     if (!ok) return;
-    window_ns_ = uint64_t{poll_us_} * 1000;
+    window_ns_[kGuest] = window_ns_[kDevice] = uint64_t{poll_us_} * 1000;
     loop();
     shut_down();
 }
@@ -122,7 +123,9 @@ void Reactor::loop() {
     while (!stop_.load(std::memory_order_relaxed)) {
         heartbeat_.store(heartbeat_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
         uint64_t now_ns = monotonic_ns();
+        const uint32_t at_devices = io_->in_flight();
         if (turn(now_ns)) {
+            awaited_ = io_->in_flight() > at_devices ? kDevice : kGuest;
             last_work_ns_ = last_spin_ns_ = now_ns;
             if (now_ns - last_event_check_ns_ >= kEventCheckNs) {
                 last_event_check_ns_ = now_ns;
@@ -165,8 +168,10 @@ bool Reactor::turn(uint64_t now_ns) {
 void Reactor::idle(uint64_t now_ns) {
     if (now_ns - last_spin_ns_ > kPreemptedNs) no_spin_until_ns_ = now_ns + kNoSpinNs;
     last_spin_ns_ = now_ns;
-    if (now_ns - last_work_ns_ < window_ns_ && now_ns >= no_spin_until_ns_) {
-        cpu_relax();
+    if (now_ns - last_work_ns_ < window_ns_[awaited_] && now_ns >= no_spin_until_ns_) {
+        // A guest that spins, too, is back within this time, and a pause is as long as a cache line's
+        // way from it.
+        if (now_ns - last_work_ns_ > kEagerSpinNs) cpu_relax();
         return;
     }
     if (!arm_all(now_ns)) return;
@@ -200,7 +205,7 @@ bool Reactor::arm_all(uint64_t now_ns) {
 }
 
 void Reactor::arm_quiet_rings(uint64_t now_ns) {
-    uint64_t quiet_ns = std::max(kQuietRingNs, window_ns_);
+    uint64_t quiet_ns = std::max(kQuietRingNs, window_ns_[kGuest]);
     for (Member& member : members_) {
         Queue& queue = *member.queue;
         if (!queue.armed() && now_ns - queue.last_work_ns() >= quiet_ns) arm(queue, now_ns);
@@ -272,10 +277,11 @@ void Reactor::run_timers(uint64_t now_ns) {
 
 void Reactor::adapt_window(uint64_t slept_ns) {
     uint64_t longest_ns = uint64_t{poll_us_.load(std::memory_order_relaxed)} * 1000;
+    uint64_t& window_ns = window_ns_[awaited_];
     if (slept_ns <= longest_ns * 2) {
-        window_ns_ = std::min(longest_ns, std::max<uint64_t>(window_ns_ * 2, 5'000));
+        window_ns = std::min(longest_ns, std::max<uint64_t>(window_ns * 2, 5'000));
     } else {
-        window_ns_ = std::min(longest_ns, window_ns_ - window_ns_ / 4);
+        window_ns = std::min(longest_ns, window_ns - window_ns / 4);
     }
 }
 

@@ -7,6 +7,9 @@
 //
 // The window adapts between 0 and pollUs: it grows when sleeps turn out short, shrinks when they
 // are long, and is given up for a while when the scheduler took the processor away from the spin.
+// There are two, for what is waited for: a guest that was just answered mostly has its next requests
+// ready sooner than it takes to fall asleep and be woken, a device that was just given requests needs
+// its time, and whoever spins for that spends a processor on nothing.
 #pragma once
 
 #include <sys/epoll.h>
@@ -82,6 +85,9 @@ class Reactor {
         std::function<void()> on_closed;  // set: it is closing
     };
 
+    /// What the last work leaves us to wait for.
+    enum Awaited : uint8_t { kGuest, kDevice };
+
     Reactor() = default;
     Status set_up();
     void run(std::function<void(Status)> started);
@@ -127,7 +133,8 @@ class Reactor {
     uint64_t last_event_check_ns_ = 0;
     uint64_t next_tick_ns_ = 0;  // when run_timers() is due
     uint64_t tick_due_ns_ = 0;
-    uint64_t window_ns_ = 0;
+    Awaited awaited_ = kGuest;
+    uint64_t window_ns_[2] = {};  // by Awaited
     uint64_t no_spin_until_ns_ = 0;
     bool precise_wait_ = true;  // the kernel has epoll_pwait2
 };
