@@ -10,6 +10,9 @@ namespace {
 
 // The kernel's table of registered buffers has at most this many entries (IORING_MAX_REG_BUFFERS).
 constexpr size_t kMaxBuffers = 1 << 14;
+// A device that has nothing gets so many entries at once, and works while the rest of the batch is
+// prepared: the kernel holds back what comes in one call until it has seen all of it.
+constexpr uint32_t kFirstEntries = 4;
 
 constexpr uint8_t kNeededOps[] = {IORING_OP_READV,       IORING_OP_WRITEV,   IORING_OP_READ,
                                   IORING_OP_WRITE,       IORING_OP_FSYNC,    IORING_OP_READ_FIXED,
@@ -111,6 +114,7 @@ void Uring::start(Io* io) {
         return;
     }
     prepare(io, sqe);
+    if (steps_ == kFirstEntries && io_uring_sq_ready(&ring_) == kFirstEntries) flush();
 }
 
 io_uring_sqe* Uring::next_sqe() {

@@ -135,6 +135,8 @@ bool Queue::pass(uint64_t now_ns, bool alone) {
     const bool halves = alone && options_.strategy == memory::Strategy::kPersistent;
     batch_limit_ = halves ? kBatchAlone : kBatchRequests;
     bool worked = reap(now_ns);
+    // The guest goes on with these while its next requests are being started.
+    if (worked) publish();
     if (started_) {
         worked |= consume(now_ns);
         if (barrier_) [[unlikely]]
