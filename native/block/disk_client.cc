@@ -89,6 +89,8 @@ void DiskClient::stop() {
     stopping_.store(true);
     eventfd_write(wake_fd_.get(), 1);
     thread_.join();
+    // A script may keep this client's memory for long; the disk, and the lock on its file, end here.
+    device_.reset();
 }
 
 Status DiskClient::set_up() {
