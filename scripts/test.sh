@@ -8,21 +8,22 @@
 #   asan          the same under AddressSanitizer and UndefinedBehaviorSanitizer
 #   tsan          the threaded ones under ThreadSanitizer
 #   unit          TypeScript, one module at a time
+#   conformance   every driver and every filter: the same random requests through rings, against a shadow of the disk
 #   xen           a real Xen in an emulated machine: dom0 and one guest (`npm run test:xen` is the long form)
 #   integration   whole ways through the addon, the mock and the command line
 #   differential  the JavaScript engine: both engines on the same generated streams, and the integration tests that are
 #                 not about one engine on this one; VBDKIT_FULL=1: all of them, and no longer only a slice of the streams.
 #                 Only when it is named: see the limits in README.md
 # Its last line is `N passed, N failed`; its exit code is 0 only when nothing failed.
-PHASES=(lint types tidy native asan tsan unit xen integration differential)
+PHASES=(lint types tidy native asan tsan unit conformance xen integration differential)
 CPU_LANE=(native asan tsan)
-JS_LANE=(lint types tidy unit xen)
+JS_LANE=(lint types tidy unit conformance xen)
 ALONE=(integration differential)
 
 source "$(dirname "$0")/common.sh"
 
 wanted=("$@")
-((${#wanted[@]})) || wanted=(lint types tidy native asan tsan unit xen integration)
+((${#wanted[@]})) || wanted=(lint types tidy native asan tsan unit conformance xen integration)
 for phase in "${wanted[@]}"; do
   [[ " ${PHASES[*]} " == *" $phase "* ]] || die "no such phase: $phase" "the phases are: ${PHASES[*]}"
 done
@@ -92,6 +93,7 @@ run_phase() {
     asan) run_native asan address,undefined ;;
     tsan) run_native tsan thread --source-file='*reactor*,*engine*,*mock*,*load*,*mailbox*,*uring*,*sync_test*,*script*,*conformance*,*cache*,*read_ahead*,*freshness*' ;;
     unit) run_vitest unit test/unit ;;
+    conformance) run_vitest conformance test/conformance ;;
     xen) run_xen ;;
     integration) run_vitest integration test/integration ;;
     differential) run_differential ;;

@@ -4,7 +4,7 @@
  */
 import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { setImmediate as later } from 'node:timers/promises'
+import { setImmediate as nextTurn } from 'node:timers/promises'
 import { pathToFileURL } from 'node:url'
 import { defineDisk } from '../../lib/disk/define.js'
 import type { Disk } from '../../lib/disk/disk.js'
@@ -53,9 +53,13 @@ function functionsOf(data: Buffer): DiskDefinition {
   }
 }
 
-/** The same, each answered in a later turn of the loop. */
+/** The same, each done in a later turn of the loop, and not in the order in which they came. */
 function laterFunctionsOf(data: Buffer): DiskDefinition {
   const { read, write, discard, ...rest } = functionsOf(data)
+  let calls = 0
+  const later = async () => {
+    for (let turns = 1 + ((calls++ * 5) % 8); turns > 0; turns--) await nextTurn()
+  }
   return {
     ...rest,
     async read(buf, offset, io) {

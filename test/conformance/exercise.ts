@@ -122,8 +122,21 @@ export class Exercise {
     if (!this.#disk.hasRoom(ring)) return false
     const kind = this.#kind()
     const draft = kind === 'discard' ? this.#discard() : this.#transfer(kind)
-    if (draft === undefined) return false
-    return this.#send(ring, draft)
+    if (draft === undefined || !this.#send(ring, draft)) return false
+    if (kind === 'write' && random.chance(15)) this.#sendBehindBarrier(ring, draft)
+    return true
+  }
+
+  /** A barrier, with or without data for the same place, and another request for it: all of them in flight at once. */
+  #sendBehindBarrier(ring: number, { from, to, parts }: Draft): void {
+    if (!this.#disk.frontend.properties.barrier) return
+    const again = () => parts.map((part, i) => ({ ...part, page: this.#freePages.at(-1 - i)! }))
+    const room = () => this.#freePages.length > parts.length
+    const data = parts.length <= DIRECT_SEGMENTS && room() && this.#random.chance(50)
+    const barrier = data ? { from, to, parts: again() } : { from: 0, to: 0, parts: [] }
+    if (!this.#send(ring, { kind: 'barrier', ...barrier }) || !room()) return
+    const kind = this.#random.chance(50) ? 'read' : 'write'
+    this.#send(ring, { kind, from, to, parts: again() })
   }
 
   #kind(): Kind {
@@ -166,8 +179,9 @@ export class Exercise {
     }
     const indirect = kind === 'read' || kind === 'write'
     const most = indirect ? this.#disk.maxSegments : DIRECT_SEGMENTS
-    const count =
-      1 + random.below(random.pick([1, 2, 4, DIRECT_SEGMENTS, random.chance(20) ? most : 8]))
+    // Long ones fit best where nothing else is under way.
+    const long = random.chance(this.#active.size === 0 ? 60 : 20) ? most : 8
+    const count = 1 + random.below(random.pick([1, 2, 4, DIRECT_SEGMENTS, long]))
     if (count + 1 > this.#freePages.length) return undefined
     const parts = Array.from({ length: count }, (_, i) => this.#part(i))
     const sectors = parts.reduce((sum, { first, last }) => sum + last + 1 - first, 0)
