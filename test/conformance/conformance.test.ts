@@ -15,7 +15,6 @@ import { type PlannedStage, planOf } from '../../lib/disk/plan.js'
 import { scriptStageOf } from '../../lib/disk/script_stages.js'
 import { stagesOf } from '../../lib/disk/spec.js'
 import { Random } from '../differential/random.js'
-import { ENGINE } from '../support/engines.js'
 import { bounded, World } from '../support/product_world.js'
 import { FILTER_BASES } from './bases.js'
 import { Exercise } from './exercise.js'
@@ -110,9 +109,6 @@ const rows: readonly Row[] = [
 
 /** Why a row cannot be, or undefined. */
 function impossible(disk: Disk): string | undefined {
-  if (ENGINE === 'js' && [...stagesOf(disk.spec)].some(({ driver }) => !JS_DRIVERS.has(driver))) {
-    return 'the JavaScript engine has only drivers'
-  }
   for (const stage of stagesOf(disk.spec)) {
     const { runsIn } = planOf(stage)
     const isScript = stage.driver === 'script' || stage.driver === 'script-filter'
@@ -123,7 +119,6 @@ function impossible(disk: Disk): string | undefined {
   }
   return undefined
 }
-const JS_DRIVERS: ReadonlySet<string> = new Set(['file', 'memory', 'null'])
 
 describe('every disk does what disks do', () => {
   it.each(rows)('$name', async (row) => {

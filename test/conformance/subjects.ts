@@ -6,6 +6,7 @@
 import { createCipheriv, createDecipheriv } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { cache, readAhead } from '../../lib/disk/caching.js'
 import { concat, partition, partitioned, slice, sliced } from '../../lib/disk/compose.js'
 import { defineDisk, defineFilter } from '../../lib/disk/define.js'
 import type { Disk, DiskFilter } from '../../lib/disk/disk.js'
@@ -357,6 +358,17 @@ export const FILTERS: readonly FilterRow[] = [
     name: 'verify by sectors, which only reports',
     of: [verify],
     over: () => verify({ blockSize: 512, onMismatch: 'report' }),
+  },
+  { name: 'a cache of half the disk', of: [cache], over: () => cache({ memory: '1MiB' }) },
+  {
+    name: 'a cache of the whole disk, written back at once',
+    of: [cache],
+    over: () => cache({ memory: '8MiB', writeBackAfter: '1ms' }),
+  },
+  {
+    name: 'reading ahead',
+    of: [readAhead],
+    over: () => readAhead({ window: '256KiB', memory: '1MiB' }),
   },
   encrypted('encrypt', 64, {}),
   encrypted('encrypt with 128 bits, from another sector on', 32, { ivOffset: 12_345 }),
