@@ -106,6 +106,7 @@
       "native/bench/limits.cc",
       "native/bench/main.cc",
       "native/bench/parts.cc",
+      "native/bench/script_channel.cc",
       "native/bench/uring_reads.cc",
       "native/bench/vhost_user.cc"
     ]

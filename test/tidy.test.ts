@@ -86,7 +86,7 @@ const NATIVE_LAYERS: Record<string, readonly string[]> = {
   memory: ['base', 'xen', 'blkif', 'block'],
   engine: ['base', 'xen', 'blkif', 'block', 'memory'],
   guest: ['base', 'blkif/wire.h', 'blkif/shared.h'],
-  bench: ['base', 'xen', 'blkif', 'memory', 'guest'],
+  bench: ['base', 'xen', 'blkif', 'block', 'memory', 'guest'],
   node: ['base', 'xen', 'blkif', 'block', 'stages', 'memory', 'engine', 'guest'],
 }
 

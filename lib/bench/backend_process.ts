@@ -5,8 +5,10 @@
 import { readFileSync } from 'node:fs'
 import { setTimeout as delay } from 'node:timers/promises'
 import { Backend, type BackendOptions, type ServeOptions } from '../backend.js'
+import { defineDisk } from '../disk/define.js'
 import type { Disk } from '../disk/disk.js'
 import { file, memory, nullDisk } from '../disk/drivers.js'
+import { throttle } from '../disk/filters.js'
 import type { FileSpec, SizedSpec } from '../disk/spec.js'
 import type { Tunables } from '../engine/engine.js'
 import { VbdError } from '../errors.js'
@@ -21,8 +23,21 @@ export interface OpenBackend {
   readonly tunables: Partial<Tunables>
 }
 
+/** A disk in TypeScript: `memory` copies from and to a Buffer, `nothing` leaves reads to be zeroes. */
+export interface ScriptMeasured {
+  readonly driver: 'script'
+  readonly does: 'memory' | 'nothing'
+  readonly sizeBytes: number
+}
+
+/** A file with a limit that is never reached. */
+export interface ThrottleMeasured {
+  readonly driver: 'throttle'
+  readonly base: FileSpec
+}
+
 /** Disks that are measured. */
-export type MeasuredDisk = FileSpec | SizedSpec
+export type MeasuredDisk = FileSpec | SizedSpec | ScriptMeasured | ThrottleMeasured
 
 export interface ServeDisk {
   /** `1:xvda` */
@@ -88,7 +103,29 @@ const handlers = {
   },
 }
 
+/** More than any disk does. */
+const NEVER_REACHED_IOPS = 1e9
+
+function scriptOf({ does, sizeBytes }: ScriptMeasured): Disk {
+  if (does === 'nothing') return defineDisk({ name: does, size: sizeBytes, read() {} })
+  // Filled, since memory that was never written is one page of zeroes over and over.
+  const store = Buffer.alloc(sizeBytes, 1)
+  return defineDisk({
+    name: does,
+    size: sizeBytes,
+    read(buf, offset) {
+      store.copy(buf, 0, offset, offset + buf.length)
+    },
+    write(buf, offset) {
+      buf.copy(store, offset)
+    },
+  })
+}
+
 function diskOf(spec: MeasuredDisk): Disk {
+  if (spec.driver === 'script') return scriptOf(spec)
+  if (spec.driver === 'throttle')
+    return diskOf(spec.base).with(throttle({ iops: NEVER_REACHED_IOPS }))
   if (spec.driver === 'file') {
     const { path, readOnly = false, direct = 'auto', io = 'auto' } = spec
     return file(path, { readOnly, direct, io })

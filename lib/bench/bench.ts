@@ -14,6 +14,7 @@ import { measureLatency } from './groups/latency.js'
 import { measureMicro } from './groups/micro.js'
 import { measurePeers } from './groups/peers.js'
 import { measureRing } from './groups/ring.js'
+import { measureScripts } from './groups/scripts.js'
 import { busyProcessors, chooseCpus, describeMachine, raisePriority, versionOf } from './machine.js'
 import { BENCH_REMEDY, nativeProgram } from './peers/native.js'
 import type { Group, Machine, Report, Skipped } from './report.js'
@@ -42,6 +43,7 @@ const MEASURE: Readonly<Record<Group, (context: Context) => Promise<void>>> = {
   peers: measurePeers,
   micro: measureMicro,
   engines: measureEngines,
+  scripts: measureScripts,
   idle: measureIdle,
 }
 

@@ -1,8 +1,18 @@
 /**
  * TestFiles: the files that disks are made of while they are measured: one on a disk, one in memory (tmpfs). Both
- * hold the pattern. Owns them: they are gone when it is closed.
+ * hold the pattern. Owns them: they are gone when it is closed, or the process ends; what a killed process left goes
+ * when the next begins.
  */
-import { constants, mkdtempSync, rmSync, statfsSync } from 'node:fs'
+import {
+  constants,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  statfsSync,
+  writeFileSync,
+} from 'node:fs'
 import { type FileHandle, open } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -13,6 +23,9 @@ import { patternAt } from './pattern.js'
 const CHUNK_BYTES = 1024 * 1024
 const TMPFS_MAGIC = 0x01021994
 const SHARED_MEMORY = '/dev/shm'
+const PREFIX = 'vbdkit-bench-'
+/** Beside the file: whose it is. */
+const OWNER = 'owner'
 
 export interface TestFiles {
   readonly sizeBytes: number
@@ -38,15 +51,19 @@ export async function makeTestFiles(
   sizeBytes: number,
   signal: AbortSignal,
 ): Promise<TestFiles> {
-  const home = mkdtempSync(join(folder ?? firstOnDisk(), 'vbdkit-bench-'))
-  const shared = isTmpfs(SHARED_MEMORY)
-    ? mkdtempSync(join(SHARED_MEMORY, 'vbdkit-bench-'))
-    : undefined
-  const close = () => {
+  const home = makeFolder(folder ?? firstOnDisk())
+  const shared = isTmpfs(SHARED_MEMORY) ? makeFolder(SHARED_MEMORY) : undefined
+  const remove = () => {
     for (const made of [home, shared]) {
       if (made !== undefined) rmSync(made, { recursive: true, force: true })
     }
   }
+  const close = () => {
+    process.off('exit', remove)
+    remove()
+  }
+  // A second Ctrl-C does not wait for anybody.
+  process.once('exit', remove)
   try {
     if (isTmpfs(home)) throw inMemory(home)
     const disk = join(home, 'disk.img')
@@ -57,6 +74,43 @@ export async function makeTestFiles(
   } catch (thrown) {
     close()
     throw thrown
+  }
+}
+
+function makeFolder(parent: string): string {
+  removeLeftovers(parent)
+  const path = mkdtempSync(join(parent, PREFIX))
+  writeFileSync(join(path, OWNER), ownerOf(process.pid) ?? '')
+  return path
+}
+
+/**
+ * A process as nobody else is: its number, in which namespace that counts, and when it started. Undefined where there
+ * is none.
+ */
+function ownerOf(pid: number): string | undefined {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, 'utf8')
+    // The 22nd field; the name before it, in brackets, may hold anything.
+    const started = stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19]
+    return `${pid} ${started} ${readlinkSync('/proc/self/ns/pid')}`
+  } catch {
+    return undefined
+  }
+}
+
+/** Removes the folders of processes that are gone; those of other namespaces may be somebody's. */
+export function removeLeftovers(parent: string): void {
+  const namespace = readlinkSync('/proc/self/ns/pid')
+  for (const name of readdirSync(parent).filter((each) => each.startsWith(PREFIX))) {
+    try {
+      const owner = readFileSync(join(parent, name, OWNER), 'utf8')
+      if (!owner.endsWith(` ${namespace}`) || ownerOf(Number.parseInt(owner, 10)) === owner)
+        continue
+      rmSync(join(parent, name), { recursive: true, force: true })
+    } catch {
+      // Not ours to look at, or gone meanwhile.
+    }
   }
 }
 

@@ -36,11 +36,11 @@ export interface Dataset {
 
 // Okabe and Ito's palette: told apart with any eyes. Who is drawn twice has the same colour twice.
 const COLOURS: readonly (readonly [pattern: RegExp, colour: string])[] = [
-  [/^(vbdkit|native|persistent|event loop idle)$/, '#0072b2'],
-  [/^vbdkit, (polling|sleeping)$|^event loop busy$/, '#56b4e9'],
+  [/^(vbdkit|native|persistent|event loop idle|file)$/, '#0072b2'],
+  [/^vbdkit, polling$|^event loop busy$|^file, throttled$/, '#56b4e9'],
   [/^(fio|map$|red-black)/, '#d55e00'],
-  [/^(qemu vhost|cache line)/, '#009e73'],
-  [/^(qemu NBD|JavaScript|copy|eventfd|flat)/, '#e69f00'],
+  [/^(qemu vhost|cache line|vbdkit, sleeping)/, '#009e73'],
+  [/^(qemu NBD|JavaScript|TypeScript|copy|eventfd|flat)/, '#e69f00'],
   [/^nbdkit/, '#cc79a7'],
 ]
 
@@ -61,6 +61,12 @@ export function plotsOf(report: Report): Plot[] {
     ...barPlot('ring', 'Ring only, and memory', 'Requests a second; more is better.', of('ring')),
     ...peerPlots(of('peers')),
     ...enginePlot(of('engines')),
+    ...barPlot(
+      'scripts',
+      'Disks in TypeScript, and filters',
+      'Requests a second; more is better.',
+      of('scripts'),
+    ),
     ...lookupPlot(of('micro')),
   ]
 }

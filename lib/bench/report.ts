@@ -14,6 +14,7 @@ export const GROUPS = [
   'peers',
   'micro',
   'engines',
+  'scripts',
   'idle',
 ] as const
 export type Group = (typeof GROUPS)[number]

@@ -30,18 +30,21 @@ export interface RingsOptions {
   readonly load?: Omit<LoadDiskOptions, 'signal'>
 }
 
-/** What to do on the rings, and who sleeps. */
+/**
+ * Who sleeps. `polling`: the guest spins, the backend polls for at most 50 µs after its last work, as by default.
+ * `adaptive`: the guest sleeps whenever it has nothing to do, the backend is as by default. `sleeping`: both sleep.
+ * `yielding`: the guest spins, the backend sleeps, for what shares a processor with it.
+ */
+export type LoadMode = 'polling' | 'adaptive' | 'sleeping' | 'yielding'
+
+/** What to do on the rings. */
 export interface RingsLoad {
   readonly series: string
   readonly write?: boolean
   readonly sequential?: boolean
   /** Requests in flight on each ring; as many as it holds by default. */
   readonly depth?: number
-  /**
-   * `polling`: the guest spins, the backend polls for 50 µs after its last work, as by default. `sleeping`: both sleep
-   * whenever they have nothing to do.
-   */
-  readonly mode: 'polling' | 'sleeping'
+  readonly mode: LoadMode
 }
 
 const VDEV = 'xvda'
@@ -217,13 +220,13 @@ export class Rings {
   /** @throws ERR_VBD_IO when a request failed: such a sample is none */
   async measure(load: RingsLoad, milliseconds: number): Promise<Sample> {
     const { cpus, guests } = this.#world
-    const polling = load.mode === 'polling'
-    await this.#world.poll(this.backend, polling ? POLL_US : 0)
+    const { mode } = load
+    await this.#world.poll(this.backend, mode === 'polling' || mode === 'adaptive' ? POLL_US : 0)
     const workload: Workload = {
       operation: load.write ? 'write' : 'read',
       pattern: load.sequential ? 'sequential' : 'random',
       durationMs: Math.max(1, Math.round(milliseconds)),
-      poll: polling,
+      poll: mode === 'polling' || mode === 'yielding',
       cpu: cpus.guest,
       seed: Math.floor(Math.random() * 2 ** 31),
       ...(load.depth !== undefined && { depth: load.depth }),

@@ -59,6 +59,7 @@ Made make_uring_reads(Arguments& arguments);
 Made make_parse(Arguments& arguments);
 Made make_lookup(Arguments& arguments);
 Made make_page_pool(Arguments& arguments);
+Made make_script_channel(Arguments& arguments);
 Made make_vhost_user(Arguments& arguments);
 
 /// Keeps the calling thread on one processor; -1 leaves it alone. Errors: kInvalidArgument.
@@ -111,6 +112,18 @@ void repeat(uint64_t duration_ns, uint64_t size, Sample& sample, Batch batch) {
     } while (now_ns - start_ns < duration_ns);
     sample.elapsed_ns = now_ns - start_ns;
     sample.cpu_ns = thread_cpu_ns() - cpu_before_ns;
+}
+
+/// The same one at a time, each with its latency. `once()` says whether it went well.
+template <typename Once>
+void repeat_timed(uint64_t duration_ns, Sample& sample, Once once) {
+    uint64_t last_ns = monotonic_ns();
+    repeat(duration_ns, 1, sample, [&] {
+        sample.errors += once() ? 0 : 1;
+        const uint64_t now_ns = monotonic_ns();
+        sample.latency_ns.record(now_ns - last_ns);
+        last_ns = now_ns;
+    });
 }
 
 }  // namespace vbd::bench

@@ -1,10 +1,8 @@
 // The limits of this machine: copying memory, reading a file without a ring, and the two ways in
 // which two processors can tell each other something.
-#include <fcntl.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/stat.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -15,7 +13,7 @@
 #include "base/fd.h"
 #include "base/reserved.h"
 #include "base/units.h"
-#include "bench/benchmark.h"
+#include "bench/read_file.h"
 
 namespace vbd::bench {
 
@@ -56,35 +54,19 @@ class MemoryCopy final : public Benchmark {
 /// One read after the other with a plain system call: depth 1 without a ring.
 class FileReads final : public Benchmark {
   public:
-    FileReads(Fd fd, uint64_t blocks, uint64_t block, void* buffer)
-        : fd_(std::move(fd)), blocks_(blocks), block_(block), buffer_(buffer) {}
-    ~FileReads() override { ::munmap(buffer_, block_); }
+    explicit FileReads(ReadFile file) : file_(std::move(file)) {}
 
     Status run(uint64_t duration_ns, Sample& sample) override {
-        const uint64_t cpu_before_ns = thread_cpu_ns();
-        const uint64_t start_ns = monotonic_ns();
-        uint64_t now_ns = start_ns;
-        do {
-            iovec into{buffer_, block_};
-            const auto offset = static_cast<off_t>(random_.below(blocks_) * block_);
-            const ssize_t got = ::preadv2(fd_.get(), &into, 1, offset, 0);
-            const uint64_t done_ns = monotonic_ns();
-            sample.errors += got != static_cast<ssize_t>(block_);
-            sample.operations++;
-            sample.latency_ns.record(done_ns - now_ns);
-            now_ns = done_ns;
-        } while (now_ns - start_ns < duration_ns);
-        sample.elapsed_ns = now_ns - start_ns;
-        sample.cpu_ns = thread_cpu_ns() - cpu_before_ns;
+        repeat_timed(duration_ns, sample, [&] {
+            iovec into{file_.buffer(), file_.block()};
+            const auto offset = static_cast<off_t>(file_.offset());
+            return ::preadv2(file_.fd(), &into, 1, offset, 0) == static_cast<ssize_t>(file_.block());
+        });
         return {};
     }
 
   private:
-    Fd fd_;
-    const uint64_t blocks_;
-    const uint64_t block_;
-    void* const buffer_;
-    Random random_{1};
+    ReadFile file_;
 };
 
 /// Two processes that answer each other, through a cache line that both poll or through eventfds on
@@ -136,13 +118,10 @@ class PingPong final : public Benchmark {
             lines_->ping.store(kRest, std::memory_order_release);
             return {};
         }
-        uint64_t last_ns = monotonic_ns();
-        repeat(duration_ns, 1, sample, [&] {
+        repeat_timed(duration_ns, sample, [&] {
             send();
             wait(pong_);
-            const uint64_t now_ns = monotonic_ns();
-            sample.latency_ns.record(now_ns - last_ns);
-            last_ns = now_ns;
+            return true;
         });
         return {};
     }
@@ -207,22 +186,9 @@ Made make_memory_copy(Arguments& arguments) {
 }
 
 Made make_file_reads(Arguments& arguments) {
-    const std::string path = arguments.text("path", "");
-    const uint64_t block = arguments.number("block", 4096);
-    const int direct = arguments.number("direct", 0) != 0 ? O_DIRECT : 0;
-    if (Status pinned = pin_to(static_cast<int>(arguments.number("cpu", 0))); !pinned) {
-        return pinned.error();
-    }
-    Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | direct));
-    struct stat stats{};
-    if (!fd || ::fstat(fd.get(), &stats) != 0) {
-        return system_error(ErrorKind::kBacking, errno, "opening " + path);
-    }
-    void* buffer = ::mmap(nullptr, block, PROT_READ | PROT_WRITE,
-                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-    if (buffer == MAP_FAILED) return system_error(ErrorKind::kNoMemory, errno, "a buffer");
-    return std::unique_ptr<Benchmark>(
-        new FileReads(std::move(fd), static_cast<uint64_t>(stats.st_size) / block, block, buffer));
+    Result<ReadFile> file = ReadFile::open(arguments);
+    if (!file) return file.error();
+    return std::unique_ptr<Benchmark>(new FileReads(std::move(file).value()));
 }
 
 Made make_ping_pong(Arguments& arguments) {

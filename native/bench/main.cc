@@ -33,6 +33,8 @@ constexpr Entry kEntries[] = {
     {"parse", "requests parsed and checked: segments= protocol=64|32 cpu=", make_parse},
     {"lookup", "grants found: kind=persistent|tree|flat entries= cpu=", make_lookup},
     {"page-pool", "pages taken and given back: pages= cpu=", make_page_pool},
+    {"script-channel", "4 KiB reads to a script and back, one thread: depth= cpu=",
+     make_script_channel},
     {"vhost-user", "a vhost-user-blk server under load: socket= depth= block= poll= write= cpu=",
      make_vhost_user},
 };
@@ -60,7 +62,7 @@ int fail(const std::string& why) {
 
 int usage() {
     std::fprintf(stderr, "vbdkit-bench NAME [KEY=VALUE...]; then milliseconds, line by line\n");
-    for (const Entry& entry : kEntries) std::fprintf(stderr, "  %-12s %s\n", entry.name, entry.what);
+    for (const Entry& entry : kEntries) std::fprintf(stderr, "  %-14s %s\n", entry.name, entry.what);
     return 2;
 }
 

@@ -1,6 +1,7 @@
 /** The benchmark as its user meets it: the page in a browser, and a short run from the command line. */
-import { execFile, execFileSync } from 'node:child_process'
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { execFile, execFileSync, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
@@ -94,7 +95,7 @@ describe('the page', () => {
   it('draws every plot of a report with all groups, without a network', async () => {
     const report = fullReport()
     const plots = plotsOf(report).map(({ id }) => id)
-    expect(plots).toHaveLength(12)
+    expect(plots).toHaveLength(13)
     expectAllDrawn(await open(reportHtml(report)), plots)
   }, 60_000)
 
@@ -129,6 +130,24 @@ describe('vbdkit bench', () => {
       plotsOf(report).map(({ id }) => id),
     )
   }, 120_000)
+
+  it.each(['SIGINT', 'SIGTERM'] as const)(
+    'leaves no files behind after %s',
+    async (signal) => {
+      const files = mkdtempSync(join('/var/tmp', 'vbdkit-bench-killed-'))
+      const args = [CLI, 'bench', '--quick', '--only', 'ring', '--dir', files, '--out', folder]
+      const child = spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'ignore'] })
+      const exited = once(child, 'exit')
+      // Its first line of progress comes when the files are there.
+      await once(child.stdout, 'data')
+      expect(readdirSync(files)).toHaveLength(1)
+      child.kill(signal)
+      await exited
+      expect(readdirSync(files)).toEqual([])
+      rmSync(files, { recursive: true })
+    },
+    60_000,
+  )
 
   it.each([
     [['--only', 'ring,rings'], "there is no group 'rings'"],

@@ -56,6 +56,9 @@ function rows(): Row[] {
     ...['native', 'JavaScript'].map((series) =>
       row({ group: 'engines', workload: random[0]!, series, at: 32, axis: 'depth' }, 5e5),
     ),
+    ...['native', 'TypeScript'].map((series) =>
+      row({ group: 'scripts', workload: 'memory disk', series, at: 32, axis: 'depth' }, 1e6),
+    ),
   ]
 }
 

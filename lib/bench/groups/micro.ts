@@ -1,5 +1,6 @@
 /**
- * Micro: the parts of the engine one at a time: parsing, finding a grant, the page pool, and a round trip to xenstore.
+ * Micro: the parts of the engine one at a time: parsing, finding a grant, the page pool, the channel to a script, and a
+ * round trip to xenstore.
  */
 import { type Context, compare, type NativeWish, settle, skip, withNative } from '../context.js'
 import { figureOf } from '../figures.js'
@@ -45,6 +46,32 @@ export async function measureMicro(context: Context): Promise<void> {
     }),
   )
   for (const entries of [1056, 1_000_000]) await measureLookup(context, entries)
+  await measureChannel(context)
+}
+
+/** Both ways, with the copy of 4 KiB and without a script: C++ answers, on the same thread. */
+async function measureChannel(context: Context): Promise<void> {
+  const wish: NativeWish = ['vbdkit', 'script-channel', { depth: 32, cpu: context.cpus.backend }]
+  const measured = await withNative([wish], (channel) =>
+    compare(context, {
+      group: 'micro',
+      workload: 'script channel, there and back',
+      axis: 'depth',
+      at: 32,
+      bytesEach: 4096,
+      contenders: [channel],
+    }),
+  )
+  settle(context, {
+    id: 'script',
+    what: 'script channel, there and back, depth 32',
+    against: 'nothing',
+    figure: figureOf(measured.of('vbdkit').map((sample) => cpuUs(sample) * 1000)),
+    unit: 'ns',
+    better: 'less',
+    floor: 500,
+    goal: 250,
+  })
 }
 
 async function measureLookup(context: Context, entries: number): Promise<void> {
