@@ -23,18 +23,10 @@ import { RawDisk } from './raw_disk.js'
 import { Shadow } from './shadow.js'
 import { DRIVERS, FILTERS, over, type Row, type Subject } from './subjects.js'
 
-// Threads cannot run TypeScript: they run the compiled library, on the same addon.
-vi.mock('node:worker_threads', async (original) => {
-  const threads = await original<typeof import('node:worker_threads')>()
-  return {
-    ...threads,
-    Worker: class extends threads.Worker {
-      constructor(file: URL, options?: import('node:worker_threads').WorkerOptions) {
-        super(new URL(file.href.replace(/\/lib\/(?=engine\/)/, '/dist/lib/')), options)
-      }
-    },
-  }
-})
+// A disk's own thread runs the compiled library.
+vi.mock('node:worker_threads', async (original) =>
+  (await import('./compiled_threads.js')).compiledThreads(await original()),
+)
 
 const firstSeed = Number(process.env.VBDKIT_SEED ?? Math.floor(Math.random() * 2 ** 31))
 const seeds = Number(process.env.VBDKIT_SEEDS ?? 1)

@@ -2,13 +2,14 @@
  * A whole file system on a guest's disk: a tree of real files goes in through the guest, and comes out of the image
  * equal, and e2fsck has nothing to say; also while the disk is resized under it.
  */
-import { execFileSync, spawn } from 'node:child_process'
-import { accessSync, constants, existsSync, readFileSync, statSync } from 'node:fs'
+import { execFileSync } from 'node:child_process'
+import { existsSync, readFileSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
 import type { ServeOptions } from '../../lib/backend.js'
 import { type FileOptions, file } from '../../lib/disk/drivers.js'
 import { type RunGuestOptions, type RunningGuest, runGuest } from '../../lib/testing/run_guest.js'
+import { asFile, canMount } from '../support/nbd_file.js'
 import { missingTools, tool } from '../support/product_tools.js'
 import { VerifiedDisk } from '../support/product_verify.js'
 import { diskFolder, MIB, makeFolder, World } from '../support/product_world.js'
@@ -87,35 +88,6 @@ async function expectTree(image: string, tree: string): Promise<void> {
   await tool('diff', ['-r', '--no-dereference', '--exclude=lost+found', tree, out])
 }
 
-const canMount =
-  process.getuid?.() === 0 && canUse('/dev/fuse') && missingTools('nbdfuse', 'umount') === undefined
-
-function canUse(path: string): boolean {
-  try {
-    accessSync(path, constants.R_OK | constants.W_OK)
-    return true
-  } catch {
-    return false
-  }
-}
-
-/** The disk as a file, while `use` runs: what is done to the file is done through the guest. */
-async function asFile(uri: string, use: (path: string) => Promise<void>): Promise<void> {
-  const folder = makeFolder(join(world.folder(), 'mount'))
-  const child = spawn('nbdfuse', [join(folder, 'disk'), uri], { stdio: 'ignore' })
-  const ended = new Promise<void>((resolve) => child.once('close', () => resolve()))
-  try {
-    await vi.waitFor(() => expect(statSync(join(folder, 'disk')).size).toBeGreaterThan(0), {
-      timeout: 20_000,
-      interval: 20,
-    })
-    await use(join(folder, 'disk'))
-  } finally {
-    await tool('umount', [folder], { codes: [0, 1, 32] })
-    await ended
-  }
-}
-
 describe.skipIf(missing !== undefined)(`ext4${missing ? ` (${missing})` : ''}`, () => {
   it.each([
     ['x86_64-abi', 'auto', { io: 'auto', direct: 'auto' }],
@@ -144,7 +116,7 @@ describe.skipIf(missing !== undefined)(`ext4${missing ? ` (${missing})` : ''}`, 
   it.skipIf(!canMount)('mke2fs -d writes the tree through the guest itself', async () => {
     const tree = makeTree()
     const { image, uri, vbd } = await start(96 * MIB)
-    await asFile(uri, async (path) => {
+    await asFile(world.folder(), uri, async (path) => {
       await tool('mke2fs', ['-q', '-F', '-t', 'ext4', '-d', tree, path], { seconds: 120 })
       await tool('e2fsck', ['-fn', path])
     })
