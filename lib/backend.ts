@@ -10,7 +10,7 @@
  */
 import type { Disk } from './disk/disk.js'
 import { Emitter, type Listener } from './emitter.js'
-import type { Heartbeat, Placement, Tunables } from './engine/engine.js'
+import type { Heartbeat, Placement } from './engine/engine.js'
 import { DEFAULT_TUNABLES } from './engine/engine.js'
 import { throwIfAborted, toVbdError, VbdError } from './errors.js'
 import type { MockHost } from './mock/mock_host.js'
@@ -35,7 +35,7 @@ import { DiskPool } from './vbd/disk_pool.js'
 import { type BackendEvents, FORWARDED } from './vbd/events.js'
 import { Offers } from './vbd/offers.js'
 import { checkKinds, checkWhole, resolveVbdOptions, type VbdOptions } from './vbd/options.js'
-import { checkTunables } from './vbd/tunables.js'
+import { checkTunables, engineTunables } from './vbd/tunables.js'
 import { Vbd, type VbdTunables } from './vbd/vbd.js'
 import { Bus } from './xenbus/bus.js'
 import { type Device, isConnectionLoss } from './xenbus/device.js'
@@ -59,6 +59,11 @@ export interface BackendOptions {
   readonly tunables?: Partial<VbdTunables>
   /** Milliseconds between two complete looks at xenstore, 100..10,000; 5000 by default. */
   readonly reconcileMs?: number
+  /**
+   * A private folder on a tmpfs: should this process be killed, the next one with this folder goes on with guests that
+   * have requests under way. By default there is none, and they begin again.
+   */
+  readonly journals?: string
   /** Closes the backend when it fires. */
   readonly signal?: AbortSignal
   /** A platform made elsewhere, instead of `xen` and `engine`; it is closed with the backend. */
@@ -76,10 +81,13 @@ export interface ServeOptions extends VbdOptions {
   readonly signal?: AbortSignal
 }
 
+type Settings = BackendOptions &
+  Required<Pick<BackendOptions, 'kinds' | 'reconcileMs'>> & { readonly tunables: VbdTunables }
+
 /** Serves disks to guests. Made by `Backend.open`. */
 export class Backend {
   readonly #platform: Platform
-  readonly #kinds: readonly string[]
+  readonly #settings: Settings
   readonly #bus: Bus
   readonly #offers: Offers
   readonly #disks: DiskPool
@@ -116,7 +124,7 @@ export class Backend {
         ...(options.placement === undefined ? {} : { placement: options.placement }),
         tunables: engineTunables(tunables),
       }))
-    const backend = new Backend(platform, kinds, reconcileMs, tunables)
+    const backend = new Backend(platform, { ...options, kinds, reconcileMs, tunables })
     try {
       await backend.#bus.start()
       throwIfAborted(signal)
@@ -128,14 +136,10 @@ export class Backend {
     return backend
   }
 
-  private constructor(
-    platform: Platform,
-    kinds: readonly string[],
-    reconcileMs: number,
-    tunables: VbdTunables,
-  ) {
+  private constructor(platform: Platform, settings: Settings) {
+    const { kinds, reconcileMs, tunables } = settings
     this.#platform = platform
-    this.#kinds = kinds
+    this.#settings = settings
     this.#tunables = tunables
     this.#disks = new DiskPool(platform.engine)
     this.#offers = new Offers({
@@ -163,7 +167,10 @@ export class Backend {
       onError: (thrown) => this.#busError(thrown),
     })
     this.#unsubscribe = platform.store.onConnection((state) => this.#connection(state))
-    platform.onSlowGuest?.((domid, elapsedMs) => this.#slowGuest(domid, elapsedMs))
+    platform.onSlowGuest?.((domid, elapsedMs) => {
+      const slept = `a grant call slept ${(elapsedMs / 1000).toFixed(1)} s`
+      this.#warn(`domain ${domid}: its memory is paged out: ${slept}`)
+    })
   }
 
   /** With `xen: 'mock'`, the mock Xen in this process: make guests on it. */
@@ -278,7 +285,8 @@ export class Backend {
       await vbd.lifecycle.open()
       await this.#attach(vbd, disk, options)
       const device = offered ?? this.#bus.find(id.domid, id.devid)
-      if (offered !== undefined && !this.#bus.devices().includes(offered)) throw gone(vbd.id)
+      if (offered !== undefined && !this.#bus.devices().includes(offered))
+        throw new VbdError('ERR_VBD_NOT_FOUND', `${vbd.id} has been detached meanwhile`)
       if (offered !== undefined) this.#takeCare(vbd, offered)
       if (device !== undefined) vbd.lifecycle.bind(device)
       throwIfAborted(options.signal)
@@ -307,6 +315,7 @@ export class Backend {
       disk,
       options: resolveVbdOptions(options),
       tunables: engineTunables(tunables),
+      journals: this.#settings.journals,
       logStats: tunables.logStats,
       onDropped: (device) => {
         this.#bus.forget(device)
@@ -323,11 +332,11 @@ export class Backend {
   }
 
   async #attach(vbd: Vbd, disk: Disk, options: ServeOptions): Promise<void> {
-    const { toolstack: choice = 'auto', kind = this.#kinds[0]! } = options
+    const { toolstack: choice = 'auto', kind = this.#settings.kinds[0]! } = options
     if (choice === 'wait') return
-    if (!this.#kinds.includes(kind)) {
+    if (!this.#settings.kinds.includes(kind)) {
       throw new VbdError('ERR_VBD_ARGUMENT', `kind '${kind}' is not served by this backend`, {
-        remedy: `use one of ${this.#kinds.join(', ')}`,
+        remedy: `use one of ${this.#settings.kinds.join(', ')}`,
       })
     }
     // Made by a toolstack under any kind: it is used as it is.
@@ -406,16 +415,13 @@ export class Backend {
     this.#emitter.emit('xenstore', { state })
   }
 
-  #slowGuest(domid: number, elapsedMs: number): void {
-    if (this.#warnings.allow() === undefined) return
-    const message = `domain ${domid}: its memory is paged out: a grant call slept ${(elapsedMs / 1000).toFixed(1)} s`
-    this.#emitter.emit('warning', { message })
+  #busError(thrown: unknown): void {
+    const { message } = toVbdError(thrown)
+    if (!isConnectionLoss(thrown)) this.#warn(`looking for devices failed: ${message}`)
   }
 
-  #busError(thrown: unknown): void {
-    if (isConnectionLoss(thrown) || this.#warnings.allow() === undefined) return
-    const message = `looking for devices failed: ${toVbdError(thrown).message}`
-    this.#emitter.emit('warning', { message })
+  #warn(message: string): void {
+    if (this.#warnings.allow() !== undefined) this.#emitter.emit('warning', { message })
   }
 
   /** Something that nobody waits for. */
@@ -435,14 +441,6 @@ export class Backend {
     if (this.#closing === undefined) return
     throw new VbdError('ERR_VBD_STATE', 'the backend has been closed')
   }
-}
-
-function engineTunables({ logStats: _logStats, ...tunables }: VbdTunables): Tunables {
-  return tunables
-}
-
-function gone(vbd: string): VbdError {
-  return new VbdError('ERR_VBD_NOT_FOUND', `${vbd} has been detached meanwhile`, { vbd })
 }
 
 function key({ domid, devid }: VbdId): string {

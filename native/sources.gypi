@@ -65,6 +65,7 @@
       "native/memory/page_pool.cc",
       "native/memory/persistent_grants.cc",
       "native/memory/transfer.cc",
+      "native/engine/journal.cc",
       "native/engine/queue.cc",
       "native/engine/queue_answer.cc",
       "native/engine/queue_barrier.cc",

@@ -2,7 +2,9 @@
  * Server: what `serve` and `daemon` are both made of: their options, and the order in which the log, the engine, the
  * control socket and the service manager come and go around what they serve.
  */
+import { mkdirSync } from 'node:fs'
 import { Backend } from '../backend.js'
+import { controlFolder } from '../control/path.js'
 import { ControlServer } from '../control/server.js'
 import { backendTarget } from '../control/target.js'
 import { VbdError } from '../errors.js'
@@ -25,6 +27,7 @@ import {
   onStopOption,
   type ProcessWords,
 } from './vbd_options.js'
+import { mockDirOf } from './xen_option.js'
 
 /** What the options of a command that serves become, besides its own. */
 export interface ServerWords extends OfferWords, ProcessWords, TuningOptions {
@@ -94,6 +97,7 @@ export async function runServer(
   try {
     backend = await Backend.open({
       ...engineOptionsOf(words),
+      ...journalsOf(words),
       tunables: tuningOf(words),
       ...(kinds === undefined ? {} : { kinds }),
     })
@@ -113,6 +117,21 @@ export async function runServer(
     await backend?.close({ timeoutMs: CLOSE_MS, keepGuest: (words.onStop ?? onStop) === 'keep' })
     if (backend !== undefined) announcer.say('stopped', {}, 'stopped')
     await log.close()
+  }
+}
+
+/**
+ * Where control sockets are, which is private and gone after a boot. Not where that cannot be: the guests are served
+ * all the same. The mock of this process ends with it.
+ */
+function journalsOf({ xen }: ServerWords): { journals?: string } {
+  if (xen === 'mock') return {}
+  try {
+    const journals = controlFolder(mockDirOf(xen))
+    mkdirSync(journals, { recursive: true, mode: 0o700 })
+    return { journals }
+  } catch {
+    return {}
   }
 }
 

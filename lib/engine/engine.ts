@@ -37,10 +37,16 @@ export interface Connection {
   /**
    * The rings are in use: another process served them, and this one goes on at their rsp_prod. `drained`: that process
    * answered all that it took. `idle`: it may have died at any moment, so `connect` rejects with ERR_VBD_PROTOCOL where
-   * any ring holds a request without a response. Either way each ring's frontend is notified once, because the last
-   * one may have died before it did.
+   * any ring holds a request without a response. `journaled`: likewise, but what it took and did not answer is in the
+   * journals, and is done again; where they are not to be had it is as with `idle`. Either way each ring's frontend is
+   * notified once, because the last one may have died before it did.
    */
-  readonly takeOver?: 'drained' | 'idle'
+  readonly takeOver?: 'drained' | 'idle' | 'journaled'
+  /**
+   * Where to note what is taken and not answered, so that it is known after this process was killed: a path, to which
+   * each ring adds its number, and what names these rings. The engine `js` does without.
+   */
+  readonly journal?: { readonly path: string; readonly rings: string }
 }
 
 /** What the engine was told to offer; the same for every connection of a vbd. */

@@ -28,6 +28,7 @@ import {
   type ToolstackKeys,
 } from './advertise.js'
 import type { DiskLease, DiskPool } from './disk_pool.js'
+import { withJournal } from './journal.js'
 import type { ResolvedVbdOptions } from './options.js'
 import { checkSwap, type SwapOptions } from './swap.js'
 
@@ -39,6 +40,8 @@ export interface BackingOptions {
   readonly disk: Disk
   readonly options: ResolvedVbdOptions
   readonly tunables: Tunables
+  /** Where its rings' journals are (journal.ts); by default there are none. */
+  readonly journal?: string
   readonly onEvent: (event: EngineEvent) => void
   /** The disk has another size. */
   readonly onResize: (info: DiskInfo) => void
@@ -71,6 +74,11 @@ export class Backing {
     this.#disk = options.disk
     this.#readOnlyDisk = options.disk.asReadOnly()
     this.#tunables = options.tunables
+  }
+
+  /** What is taken of connected rings is noted: see journal.ts. */
+  get journaled(): boolean {
+    return this.#o.journal !== undefined && this.#o.engine.kind === 'native'
   }
 
   get paused(): boolean {
@@ -159,7 +167,7 @@ export class Backing {
         // Paused again while this waited for its turn.
         if (this.#pause !== undefined) return undefined
         this.#stuck = false
-        const result = await this.#vbd!.connect(connection)
+        const result = await this.#vbd!.connect(withJournal(connection, this.#o.journal))
         const { takeOver: _once, ...ours } = connection
         this.#connection = ours
         return result
@@ -232,7 +240,7 @@ export class Backing {
       const connection = this.#connection
       if (connection === undefined || this.#closed !== undefined) return
       try {
-        await this.#vbd!.connect(connection)
+        await this.#vbd!.connect(withJournal(connection, this.#o.journal))
       } catch (thrown) {
         const message = `the rings could not be taken up again: ${toVbdError(thrown).message}`
         this.#stuck = true

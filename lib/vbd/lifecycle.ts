@@ -315,7 +315,7 @@ export class Lifecycle {
       this.#succession = undefined
       const { transfer } = await this.#backing.connect(result.connection)
       this.#connection = connectionInfo(result.connection, transfer, this.#offer!.features)
-      this.#record = ringRecord(result.connection)
+      this.#record = ringRecord(result.connection, this.#backing.journaled ? 'journaled' : 'open')
       return true
     } catch (thrown) {
       // Nothing is left mapped or bound then (Engine contract).

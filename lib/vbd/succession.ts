@@ -7,24 +7,24 @@
  *
  * Xen puts the frontend's port back to unbound, for our domain, when the old process lets go of it or dies; grants are
  * not used up by unmapping; requests that the guest makes meanwhile wait on the ring. A process that was killed leaves
- * `open`: then only rings on which every request has its response can be gone on with, because what was taken and not
- * answered cannot be told from the rest.
+ * `open`: then what it had taken and not answered is in the rings' journals, and done again. Where there is no journal
+ * only rings on which every request has its response can be gone on with, because the rest cannot be told.
  *
  * The record stands in the backend's directory, where no guest can write. It names the rings by a digest, so that a
  * frontend that began again meanwhile, on other rings, is not mistaken for the old one.
  */
-import { createHash } from 'node:crypto'
 import type { Connection } from '../engine/engine.js'
 import { toVbdError } from '../errors.js'
-import type { Device } from '../xenbus/device.js'
+import type { Device, WriteOutcome } from '../xenbus/device.js'
 import { XenbusState } from '../xenbus/state.js'
 import type { Offer } from './advertise.js'
 import { connectionInfo, prepareOffer, readTerms } from './agree.js'
 import type { Backing } from './backing.js'
+import { ringDigest } from './journal.js'
 import type { ResolvedVbdOptions } from './options.js'
 import type { ConnectionInfo } from './reporter.js'
 
-/** In the backend's directory: `1 open DIGEST`, or `1 drained DIGEST`. */
+/** In the backend's directory: `1 open DIGEST`, and `journaled` or `drained` in place of `open`. */
 export const RECORD_KEY = 'vbdkit-rings'
 
 /** Of what the record means; another version's is not understood. */
@@ -33,7 +33,8 @@ const VERSION = '1'
 /** Times that an engine's refusal is borne: a killed process holds its ports until the kernel is done with it. */
 const ATTEMPTS = 6
 
-type RecordState = 'open' | 'drained'
+/** `journaled`: open, and whoever serves the rings keeps their journals. Without it an old journal may lie there. */
+type RecordState = 'open' | 'journaled' | 'drained'
 
 /** What was advertised, and may not get weaker under a guest (R-43): keys that say 1, and sizes. */
 const PROMISES = ['feature-barrier', 'feature-flush-cache', 'feature-discard', 'discard-secure']
@@ -52,26 +53,21 @@ type Advertised = Readonly<Record<string, string | undefined>>
 
 /** The record of these rings. */
 export function ringRecord(connection: Connection, state: RecordState = 'open'): string {
-  const { protocol, persistent, rings } = connection
-  const text = JSON.stringify([
-    protocol,
-    persistent,
-    ...rings.map(({ eventChannel, ringRefs }) => [eventChannel, ...ringRefs]),
-  ])
-  return `${VERSION} ${state} ${createHash('sha256').update(text).digest('hex').slice(0, 32)}`
+  return `${VERSION} ${state} ${ringDigest(connection)}`
 }
 
 /** The record of the same rings, once everything is answered. */
 export function drainedRecord(record: string): string {
-  return record.replace(' open ', ' drained ')
+  return record.replace(/ (open|journaled) /, ' drained ')
 }
 
 /** How these rings can be gone on with; undefined: the record is not of them. */
 export function takeOverOf(
   record: string | undefined,
   connection: Connection,
-): 'drained' | 'idle' | undefined {
+): Connection['takeOver'] {
   if (record === ringRecord(connection, 'drained')) return 'drained'
+  if (record === ringRecord(connection, 'journaled')) return 'journaled'
   return record === ringRecord(connection, 'open') ? 'idle' : undefined
 }
 
@@ -101,7 +97,7 @@ export function brokenPromise(
 export interface Inheritance {
   readonly offer: Offer
   readonly info: ConnectionInfo
-  /** The rings' record, `open`. */
+  /** The rings' record. */
   readonly record: string
   /** The disk has another size than the frontend was told. */
   readonly sizeChanged: boolean
@@ -111,7 +107,7 @@ export interface Inheritance {
 interface Settlement {
   readonly offer: Offer
   readonly connection: Connection
-  readonly takeOver: 'drained' | 'idle'
+  readonly takeOver: NonNullable<Connection['takeOver']>
   readonly sizeChanged: boolean
 }
 
@@ -121,7 +117,7 @@ export class Succession {
   readonly #backing: Backing
   readonly #options: ResolvedVbdOptions
   /** As the record said at first: by the next attempt it says `open`. */
-  #takeOver: 'drained' | 'idle' | undefined
+  #takeOver: Connection['takeOver']
   #attempts = 0
   #failure: string | undefined
 
@@ -172,15 +168,16 @@ export class Succession {
 
   async #connect(settlement: Settlement): Promise<Inheritance | undefined> {
     const { offer, connection, takeOver, sizeChanged } = settlement
-    const record = ringRecord(connection)
+    let record = ringRecord(connection, takeOver === 'journaled' ? takeOver : 'open')
     // First: if we are killed from here on, the rings are not drained any more.
-    const outcome = await this.#device.update(XenbusState.Connected, (tx, path) =>
-      tx.write(`${path}/${RECORD_KEY}`, record),
-    )
-    if (outcome !== 'written') return this.#fail('its directory has changed')
+    if ((await this.#record(record)) !== 'written') return this.#fail('its directory has changed')
     try {
       const { transfer } = await this.#backing.connect({ ...connection, takeOver })
       const info = connectionInfo(connection, transfer, offer.features)
+      const kept = ringRecord(connection, this.#backing.journaled ? 'journaled' : 'open')
+      if (record !== kept && (await this.#record(kept).catch(() => undefined)) === 'written') {
+        record = kept
+      }
       return { offer, info, record, sizeChanged }
     } catch (thrown) {
       const error = toVbdError(thrown)
@@ -188,6 +185,12 @@ export class Succession {
       if (!final) throw error
       return this.#fail(error.message)
     }
+  }
+
+  #record(record: string): Promise<WriteOutcome> {
+    return this.#device.update(XenbusState.Connected, (tx, path) =>
+      tx.write(`${path}/${RECORD_KEY}`, record),
+    )
   }
 
   #fail(why: string): undefined {

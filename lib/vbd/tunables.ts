@@ -24,6 +24,12 @@ export const MAX_LOG_STATS_SECONDS = 86_400
 
 const LOG_STATS: Range = { least: 0, most: MAX_LOG_STATS_SECONDS, unit: 'seconds' }
 
+/** Those of them that are the engine's. */
+export function engineTunables<T extends Tunables>(all: T & { logStats?: unknown }): Tunables {
+  const { logStats: _logStats, ...tunables } = all
+  return tunables
+}
+
 /**
  * The tunables without those that are undefined.
  *

@@ -14,6 +14,7 @@ import { stateName, type XenbusStateName } from '../xenbus/state.js'
 import type { CloseOptions } from './attachment.js'
 import type { DiskPool } from './disk_pool.js'
 import { Explanation } from './explain.js'
+import { journalPath } from './journal.js'
 import { Lifecycle } from './lifecycle.js'
 import type { ResolvedVbdOptions } from './options.js'
 import type { ConnectionInfo } from './reporter.js'
@@ -80,6 +81,8 @@ export interface VbdSetup {
   readonly options: ResolvedVbdOptions
   readonly tunables: Tunables
   readonly logStats: number | boolean
+  /** The folder of journals (journal.ts). */
+  readonly journals: string | undefined
   /** Told when a device's directory is gone. */
   readonly onDropped: (device: Device) => void
   /** Told when there is nothing left to do for now. */
@@ -124,6 +127,7 @@ export class Vbd {
       disk: setup.disk,
       options: setup.options,
       tunables: setup.tunables,
+      ...(setup.journals === undefined ? {} : { journal: journalPath(setup.journals, setup.id) }),
       events: {
         state: (side, state) => emit('state', { vbd: this, side, state }),
         connected: (connection) => emit('connected', { vbd: this, connection }),

@@ -33,6 +33,18 @@ Result<BackRing> BackRing::attach(void* memory, uint32_t pages, Protocol protoco
     return ring;
 }
 
+Status BackRing::resume(uint32_t count) {
+    const uint32_t produced = shared::load_index(shared_ + kRingReqProd) - rsp_prod_published_;
+    if (count > entries_ || produced < count || produced > entries_) {
+        return Error{ErrorKind::kRing, 0,
+                     std::to_string(count) + " requests were taken, of " +
+                         std::to_string(produced) + " on the ring"};
+    }
+    req_cons_ += count;
+    req_prod_seen_ = req_cons_;
+    return {};
+}
+
 bool BackRing::has_requests() const {
     return shared::load_index(shared_ + kRingReqProd) != rsp_prod_published_;
 }

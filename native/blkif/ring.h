@@ -36,6 +36,15 @@ class BackRing {
 
     uint32_t entries() const { return entries_; }
 
+    /// For a ring that was just attached: the earlier backend had taken `count` requests that have no
+    /// response; they are consumed, and will be answered. Error: kRing when there are not that many.
+    Status resume(uint32_t count);
+
+    /// Where the next response goes, and the next request comes from: they count from the ring's
+    /// beginning, modulo 2^32.
+    uint32_t next_response() const { return rsp_prod_private_; }
+    uint32_t next_request() const { return req_cons_; }
+
     /// Whether the frontend has produced requests that no response answers, as the shared indices
     /// have it now. For a ring that was just attached.
     bool has_requests() const;

@@ -61,10 +61,7 @@ Result<std::unique_ptr<Queue>> Queue::open(const Options& options,
         queue->ring_address_, static_cast<uint32_t>(options.ring_refs.size()), options.protocol);
     if (!ring) return ring.error();
     queue->ring_ = std::move(ring).value();
-    if (options.take_over == TakeOver::kIdle && queue->ring_.has_requests()) {
-        return Error{ErrorKind::kRing, 0, "requests are under way on ring " +
-                                              std::to_string(options.index)};
-    }
+    if (Status journal = queue->open_journal(); !journal) return journal.error();
     uint32_t entries = queue->ring_.entries();
 
     auto table =
@@ -97,12 +94,42 @@ Result<std::unique_ptr<Queue>> Queue::open(const Options& options,
     return queue;
 }
 
+// What a dead process had taken is taken over with its journal.
+Status Queue::open_journal() {
+    const std::string& path = options_.journal;
+    const std::string& rings = options_.journal_rings;
+    if (options_.take_over == TakeOver::kJournaled && !path.empty()) {
+        auto found = Journal::recover(path, rings, ring_.entries(), ring_.next_response());
+        if (found) {
+            journal_ = std::move(found).value();
+            resumed_ = journal_.unanswered();
+            std::ranges::reverse(resumed_);
+            return ring_.resume(static_cast<uint32_t>(resumed_.size()));
+        }
+    }
+    const TakeOver take_over = options_.take_over;
+    if ((take_over == TakeOver::kIdle || take_over == TakeOver::kJournaled) &&
+        ring_.has_requests()) {
+        return Error{ErrorKind::kRing, 0,
+                     "requests are under way on ring " + std::to_string(options_.index)};
+    }
+    if (path.empty()) return {};
+    // Without one a crash costs more, and that is all: a guest is not refused for it.
+    if (auto made = Journal::create(path, rings, ring_.entries())) {
+        journal_ = std::move(made).value();
+    }
+    return {};
+}
+
 // Port first, then the guest's pages, then the ring. Nothing is at the device.
 Queue::~Queue() {
     channel_.reset();
     if (transfer_) transfer_->close();
     device_.reset();
-    if (started_) shared_->unanswered += ring_.in_flight() + (corrupt_ ? 1 : 0);
+    if (started_) {
+        shared_->unanswered += ring_.in_flight() + (corrupt_ ? 1 : 0);
+        if (journal_) journal_.remove();
+    }
     if (ring_address_) {
         (void)!!grants_->unmap(ring_address_, static_cast<uint32_t>(options_.ring_refs.size()));
     }
@@ -178,7 +205,7 @@ bool Queue::consume(uint64_t now_ns) {
     if (stalled_) {
         if (!may_consume() || !admit(stalled_)) return false;
     } else {
-        if (closing_ || barrier_ || corrupt_) return false;
+        if ((closing_ && !resuming()) || barrier_ || corrupt_) return false;
         if (!ring_.begin_pass()) [[unlikely]] {
             corrupt_ = true;
             shared_->on_event(
@@ -186,7 +213,7 @@ bool Queue::consume(uint64_t now_ns) {
                  "the frontend's request producer is further ahead than the ring is long"});
             return true;
         }
-        if (ring_.available() == 0 || !may_consume()) return false;
+        if ((ring_.available() == 0 && resumed_.empty()) || !may_consume()) return false;
     }
     blkif::Limits now_limits = limits();
     batch_.clear();
@@ -194,7 +221,7 @@ bool Queue::consume(uint64_t now_ns) {
         batch_.push_back(stalled_);
         stalled_ = nullptr;
     }
-    if (!closing_ && !corrupt_) {
+    if ((!closing_ || resuming()) && !corrupt_) {
         uint32_t taken = take_requests(now_limits, now_ns);
         if (taken > 0) counters_.ring_utilisation.record(taken);
     }
@@ -207,14 +234,16 @@ bool Queue::consume(uint64_t now_ns) {
 uint32_t Queue::take_requests(const blkif::Limits& limits, uint64_t now_ns) {
     uint32_t taken = 0;
     uint32_t segments = 0;
+    uint32_t entry = 0;
     blkif::RawSlot slot;
     while (batch_.size() < batch_limit_ && taken < batch_limit_ &&
-           segments < memory::TransferScratch::kBatchSegments && ring_.next(slot)) {
+           segments < memory::TransferScratch::kBatchSegments && take_slot(slot, entry)) {
         taken++;
         InFlight* item = table_.take();
         VBD_CHECK(item);  // one per ring entry, and the ring never delivers more
         Reject reject = blkif::parse(options_.protocol, slot, limits, item->request);
         item->started_ns = now_ns;
+        item->journal_entry = entry;
         item->budget_bytes = 0;
         item->failed = item->unsupported = item->held = false;
         item->stage = Stage::kData;
@@ -244,6 +273,22 @@ uint32_t Queue::take_requests(const blkif::Limits& limits, uint64_t now_ns) {
         batch_.push_back(item);
     }
     return taken;
+}
+
+// The next request: first of those that a dead process had taken. A queue that closes takes no
+// others.
+bool Queue::take_slot(blkif::RawSlot& slot, uint32_t& journal_entry) {
+    if (!resumed_.empty()) [[unlikely]] {
+        journal_entry = resumed_.back();
+        resumed_.pop_back();
+        slot = journal_.slot(journal_entry);
+        return true;
+    }
+    if (closing_) return false;
+    const uint32_t sequence = ring_.next_request();
+    if (!ring_.next(slot)) return false;
+    if (journal_) journal_entry = journal_.take(slot, sequence);
+    return true;
 }
 
 // Charges a request to the in-flight budget. A request that is alone always fits, however large.
@@ -318,6 +363,8 @@ void Queue::on_event() {
 bool Queue::arm(uint64_t now_ns) {
     unmask_due_ns_ = UINT64_MAX;
     armed_ = true;
+    // What a dead process had taken has no event to wait for.
+    if (started_ && resuming() && !stalled_ && !barrier_ && !gate_closed()) return armed_ = false;
     // Where the guest cannot give us work now, a completion or a kick wakes us, not an event.
     if (!started_ || closing_ || corrupt_ || stalled_ || barrier_ || gate_closed()) return true;
     if (event_taken_) {

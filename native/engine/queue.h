@@ -7,6 +7,7 @@
 //            publish once, notify at most once
 //
 //   A request waits in one of these places and nowhere else:
+//     resumed_       taken by a process that died, and not begun here
 //     the ring       not consumed: no room in the in-flight budget, or a barrier is under way
 //     stalled_       consumed, but over the budget; nothing else is consumed meanwhile
 //     barrier_       a barrier that waits for everything before it
@@ -16,10 +17,12 @@
 #pragma once
 
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "blkif/ring.h"
 #include "engine/guest_call.h"
+#include "engine/journal.h"
 #include "engine/vbd_shared.h"
 #include "memory/in_flight.h"
 #include "memory/page_pool.h"
@@ -39,7 +42,8 @@ struct ReactorServices {
 /// What became of the backend that served these rings before us, in another process. kDrained: it
 /// answered all that it took. kIdle: it may have died at any moment, so that only a ring without
 /// requests can be gone on with: what it took and did not answer cannot be told from the rest.
-enum class TakeOver : uint8_t { kNone, kDrained, kIdle };
+/// kJournaled: likewise, but it noted that in a journal.
+enum class TakeOver : uint8_t { kNone, kDrained, kIdle, kJournaled };
 
 class Queue {
   public:
@@ -51,6 +55,9 @@ class Queue {
         Port remote_port = 0;
         memory::Strategy strategy = memory::Strategy::kCopy;
         TakeOver take_over = TakeOver::kNone;
+        /// Where to note what is taken and not answered, and the rings' name in it; "": nowhere.
+        std::string journal;
+        std::string journal_rings;
     };
 
     /// Maps the ring, binds the port, opens the device's queue; on the reactor's thread. On an
@@ -98,7 +105,7 @@ class Queue {
     }
     bool closing() const { return closing_; }
     bool drained() const {
-        return at_device_ == 0 && !stalled_ && !barrier_ && device_->idle();
+        return at_device_ == 0 && !stalled_ && !barrier_ && !resuming() && device_->idle();
     }
 
     int event_fd() const { return channel_->fd(); }
@@ -109,6 +116,10 @@ class Queue {
   private:
     Queue(const Options& options, std::shared_ptr<VbdShared> shared);
 
+    Status open_journal();
+    bool resuming() const { return !resumed_.empty() && !corrupt_; }
+    bool take_slot(blkif::RawSlot& slot, uint32_t& journal_entry);
+    void respond(memory::InFlight* item, int16_t status);
     bool reap(uint64_t now_ns);
     bool consume(uint64_t now_ns);
     bool may_consume();
@@ -144,6 +155,8 @@ class Queue {
     std::unique_ptr<memory::Transfer> transfer_;
     blkif::BackRing ring_;
     memory::InFlightTable table_;
+    Journal journal_;
+    std::vector<uint32_t> resumed_;  // entries of it that a dead process had taken, last first
     bool several_rings_ = false;
     uint32_t batch_limit_ = 0;  // requests that this pass takes
 

@@ -46,6 +46,8 @@ void Queue::hold_flush(InFlight* item) {
     counters_.disk_errors.add();
     item->held = true;
     item->failed = true;
+    // Done again, it might succeed.
+    if (journal_) journal_.spoil();
     done_.push(item);
     if (shared_->flush_failed.exchange(true)) return;
     shared_->on_event({Event::Type::kFlushFailed, options_.index,
@@ -67,10 +69,15 @@ void Queue::refuse_after_failed_flush(InFlight* item) {
 void Queue::refuse(InFlight* item, Reject reject) {
     counters_.rejected[static_cast<size_t>(reject)].add();
     const int16_t status = blkif::status_of(reject);
-    ring_.respond(item->request.id, item->request.wire_operation, status);
+    respond(item, status);
     trace(item, status, item->started_ns);
     in_flight_bytes_ -= item->budget_bytes;
     table_.give_back(item);
+}
+
+void Queue::respond(InFlight* item, int16_t status) {
+    if (journal_) journal_.answer(item->journal_entry, ring_.next_response());
+    ring_.respond(item->request.id, item->request.wire_operation, status);
 }
 
 void Queue::answer(InFlight* item, uint64_t now_ns) {
@@ -86,7 +93,7 @@ void Queue::answer(InFlight* item, uint64_t now_ns) {
     } else if (item->unsupported) [[unlikely]] {
         status = blkif::kResponseUnsupported;
     }
-    ring_.respond(item->request.id, item->request.wire_operation, status);
+    respond(item, status);
     account(item, status, now_ns);
     trace(item, status, now_ns);
     table_.give_back(item);
@@ -127,7 +134,9 @@ void Queue::trace(const InFlight* item, int16_t status, uint64_t now_ns) {
 
 void Queue::publish() {
     if (!ring_.has_unpublished()) return;
-    if (ring_.push()) {
+    const bool wanted = ring_.push();
+    if (journal_) journal_.published();
+    if (wanted) {
         channel_->notify();
         counters_.notifications_sent.add();
     } else {

@@ -99,6 +99,10 @@ void Vbd::open_rings(const std::shared_ptr<Attempt>& attempt) {
             options.remote_port = attempt->spec.rings[i].remote_port;
             options.strategy = attempt->strategy;
             options.take_over = attempt->spec.take_over;
+            if (!attempt->spec.journal.empty()) {
+                options.journal = attempt->spec.journal + "-" + std::to_string(i);
+                options.journal_rings = attempt->spec.journal_rings;
+            }
             auto queue =
                 Queue::open(options, self->shared_, *self->xen_, attempt->reactors[i]->services());
             if (queue) {

@@ -24,6 +24,9 @@ struct ConnectionSpec {
     bool persistent = false;
     TakeOver take_over = TakeOver::kNone;
     std::vector<RingSpec> rings;
+    /// Where the rings' journals are, without "-0" for the first; "": nowhere. And their name there.
+    std::string journal;
+    std::string journal_rings;
 };
 
 class Vbd : public std::enable_shared_from_this<Vbd> {

@@ -59,6 +59,7 @@ struct InFlight {
     bool held;              // a failed flush: let its pages go, but never answer it
     uint64_t budget_bytes;  // what it counts against the in-flight budget
     uint64_t started_ns;
+    uint32_t journal_entry;
     InFlight* next;
     block::Io io;
     iovec inline_iov[blkif::kMaxSegments];

@@ -90,6 +90,12 @@ Result<engine::ConnectionSpec> connection_of(Napi::Value value) {
         spec.take_over = engine::TakeOver::kDrained;
     } else if (take_over == "idle") {
         spec.take_over = engine::TakeOver::kIdle;
+    } else if (take_over == "journaled") {
+        spec.take_over = engine::TakeOver::kJournaled;
+    }
+    if (Napi::Value journal = given.Get("journal"); journal.IsObject()) {
+        spec.journal = text(journal.As<Napi::Object>(), "path");
+        spec.journal_rings = text(journal.As<Napi::Object>(), "rings");
     }
     Napi::Value rings = given.Get("rings");
     if (!rings.IsArray()) return invalid("list of rings");

@@ -4,7 +4,9 @@
  * the guest is asked to begin again.
  */
 import { once } from 'node:events'
-import { existsSync, renameSync, truncateSync, writeFileSync } from 'node:fs'
+import { existsSync, readdirSync, renameSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
 import { loadAddon } from '../../lib/engine/load_addon.js'
@@ -13,7 +15,7 @@ import type { Frontend } from '../../lib/testing/frontend.js'
 import { MockGuest } from '../../lib/testing/guest.js'
 import { connectXenstore } from '../../lib/xenstore/client.js'
 import type { Xenstore } from '../../lib/xenstore/xenstore.js'
-import { VerifiedDisk } from '../support/product_verify.js'
+import { Random, VerifiedDisk } from '../support/product_verify.js'
 import { MIB } from '../support/product_world.js'
 import { Xl } from '../support/xl.js'
 import { type Running, Scene } from './cli_process.js'
@@ -98,7 +100,7 @@ describe.skipIf(!built)('a daemon that is stopped and started again', () => {
       await startDaemon()
       await early
       expect((await frontend.read(4096, 4096))[0]).toBe(2 + turn)
-      expect(await store.read(`${BACK}/vbdkit-rings`)).toMatch(/^1 open /)
+      expect(await store.read(`${BACK}/vbdkit-rings`)).toMatch(/^1 journaled /)
       await daemon.says(/1:xvda: connected, x86_64-abi, 2 queues of 4 pages/)
       expect(daemon.err).toBe('')
     }
@@ -217,13 +219,52 @@ describe.skipIf(!built)('a daemon that is killed', () => {
     expect(frontend.violations).toEqual([])
   })
 
-  it('with requests under way: the guest begins again, and loses nothing', async () => {
+  it.each([
+    ['with requests under way', '', 8],
+    ['the same without O_DIRECT, by system calls', 'file,direct=off,io=sync:', 4],
+  ])(
+    '%s: the next one goes on, and nothing is lost nor done twice',
+    async (_, how, turns) => {
+      const frontend = await connect({}, `${how}${image}`)
+      const disk = new VerifiedDisk(frontend, { seed: 5, sectors: SIZE / 512 })
+      const random = new Random(5)
+      const stopping = new AbortController()
+      const running = disk.run({ depth: 48, signal: stopping.signal })
+      for (let turn = 0; turn < turns; turn++) {
+        const last = disk.done
+        const some = random.below(400)
+        await vi.waitFor(() => expect(disk.done).toBeGreaterThan(last + some), PATIENT)
+        await daemon.kill('SIGKILL')
+        // Every fourth is killed while it takes the rings over.
+        if (turn % 4 === 3) {
+          const short = scene.start('daemon', '--xen', scene.xen)
+          await sleep(100 + random.below(300))
+          await short.kill('SIGKILL')
+        }
+        await startDaemon()
+      }
+      stopping.abort()
+      await running
+      await disk.check()
+      expect(breaks).toBe(0)
+      expect(frontend.violations).toEqual([])
+      expect(readdirSync(host.dir).filter((name) => name.startsWith('journal')).length).toBe(2)
+      expect((await daemon.kill('SIGTERM')).code).toBe(0)
+      expect(readdirSync(host.dir).filter((name) => name.startsWith('journal'))).toEqual([])
+    },
+    120_000,
+  )
+
+  it('with requests under way and no journal: the guest begins again, and loses nothing', async () => {
     const frontend = await connect()
     const disk = new VerifiedDisk(frontend, { seed: 9, sectors: SIZE / 512 })
     const stopping = new AbortController()
     const running = disk.run({ depth: 24, signal: stopping.signal })
     await vi.waitFor(() => expect(disk.done).toBeGreaterThan(100), PATIENT)
     await daemon.kill('SIGKILL')
+    for (const name of readdirSync(host.dir)) {
+      if (name.startsWith('journal')) rmSync(join(host.dir, name))
+    }
     await startDaemon()
     const last = disk.done
     await vi.waitFor(() => expect(disk.done).toBeGreaterThan(last + 100), PATIENT)

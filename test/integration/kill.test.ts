@@ -93,7 +93,8 @@ describe.skipIf(missing !== undefined)(
       await running
       await disk.check()
       await frontend.flush()
-      expect(connected).toBeGreaterThan(4)
+      // Each went on where the last one died.
+      expect(connected).toBe(1)
       expect(frontend.violations).toEqual([])
       await guest.close()
       expect((await backend.kill('SIGTERM')).code).toBe(0)

@@ -12,7 +12,7 @@ BOOTS=(
   'life|xenstored|life|'
   'oxenstored|oxenstored|dom0+guest+life+operations|'
   'grub|xenstored|grub|GUESTS=pvh'
-  'compare|xenstored|compare|CLOCK=icount TIMEOUT=1500'
+  'compare|xenstored|compare|CLOCK=icount TIMEOUT=7200'
 )
 
 wanted=("$@")

@@ -87,7 +87,8 @@ export class Queue {
       const mapping = this.#grants.map(domid, refs, refs.length, true)
       this.#ringRegion = mapping.region
       this.#ring = new BackRing(mapping.buffer, layout)
-      if (options.takeOver === 'idle' && this.#ring.hasRequests) {
+      const died = options.takeOver === 'idle' || options.takeOver === 'journaled'
+      if (died && this.#ring.hasRequests) {
         throw new VbdError('ERR_VBD_PROTOCOL', `requests are under way on ring ${index}`)
       }
       const { maxPersistentGrants } = shared.tunables

@@ -23,7 +23,11 @@ describe('the record of rings', () => {
     expect(open).toMatch(/^1 open [0-9a-f]{32}$/)
     expect(takeOverOf(open, connection)).toBe('idle')
     expect(takeOverOf(drainedRecord(open), connection)).toBe('drained')
-    expect(drainedRecord(open)).toBe(ringRecord(connection, 'drained'))
+    const journaled = ringRecord(connection, 'journaled')
+    expect(takeOverOf(journaled, connection)).toBe('journaled')
+    for (const record of [open, journaled]) {
+      expect(drainedRecord(record)).toBe(ringRecord(connection, 'drained'))
+    }
   })
 
   it.each<[string, Partial<Connection>]>([

@@ -21,6 +21,9 @@ const SIZE_MIB = 32
 /** The least of them counts: what else dom0 does now and then can only add. The second says how sure that is. */
 const ROUNDS = 5
 
+/** libxl makes it for the QEMU behind a qdisk, and leaves it. */
+const QEMUS = '/local/domain/0/device-model'
+
 interface Work {
   readonly title: string
   readonly fio: string
@@ -142,8 +145,7 @@ describe('side by side, in instructions for each request', () => {
     backend.kill('SIGTERM')
     assert.equal(await patiently(backend.ended, 'our own backend closes'), 0)
     await patiently(meter.ended, 'the meter ends with its guest')
-    await sh('xenstore-rm /local/domain/0/device-model') // libxl leaves it where a qdisk was
-    await assertNoTraces(traces)
+    await assertNoTraces(traces, QEMUS)
   })
 })
 

@@ -97,6 +97,20 @@ describe('the daemon is stopped and started', () => {
     await verified
   })
 
+  it('killed under load, three times, and nothing is lost nor done twice', async () => {
+    const vbd = `${guest.domid}:xvda`
+    for (let turn = 0; turn < 3; turn++) {
+      const { write } = await statistics(vbd)
+      const verified = verify(guest, '/dev/xvda', { mebibytes: 48 })
+      await loaded(vbd, write.requests)
+      await scene.daemon.kill()
+      await nextDaemon()
+      await verified
+    }
+    assert.doesNotMatch(await guest.sh('dmesg'), /I\/O error/)
+    assert.deepEqual(scene.daemon.complaints, [])
+  })
+
   it('after it was killed under an idle guest', async () => {
     await scene.daemon.kill()
     await nextDaemon()
@@ -106,10 +120,10 @@ describe('the daemon is stopped and started', () => {
   scene.endsWithoutTraces()
 })
 
-/** Requests are being answered. */
-async function loaded(vbd: string): Promise<void> {
+/** Requests are being answered, besides those `before`. */
+async function loaded(vbd: string, before = 0): Promise<void> {
   for (;;) {
     const { write } = await statistics(vbd)
-    if (write.requests > 100) return
+    if (write.requests > before + 100) return
   }
 }

@@ -35,12 +35,17 @@ export async function lookForTraces(): Promise<Traces> {
   }
 }
 
-/** Nothing is there that was not there in `before`, guests nor traces of them. */
-export async function assertNoTraces(before: Traces): Promise<void> {
+/**
+ * Nothing is there that was not there in `before`, guests nor traces of them.
+ *
+ * @param others a xenstore path that somebody else leaves with all below it
+ */
+export async function assertNoTraces(before: Traces, others?: string): Promise<void> {
   const now = await lookForTraces()
+  const foreign = (trace: string) => trace === others || trace.startsWith(`${others}/`)
   for (const kind of ['domains', 'xenstore', 'grants', 'ports'] as const) {
     const known = new Set(before[kind])
-    const left = now[kind].filter((trace) => !known.has(trace))
+    const left = now[kind].filter((trace) => !known.has(trace) && !foreign(trace))
     assert.deepEqual(left, [], `left behind: ${kind}`)
   }
 }
