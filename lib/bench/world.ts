@@ -250,7 +250,7 @@ export class Rings {
       const { shares = [] } = await this.measure(load, milliseconds)
       const filled = (Math.min(...shares) * bytesEach) / sizeBytes
       if (filled >= 1) return
-      milliseconds *= Math.min(10, 1.3 / filled)
+      milliseconds *= Math.min(100, 1.3 / filled)
     }
   }
 
