@@ -3,9 +3,15 @@
 //
 // Semantics of xen-blkback: at most `cap` pages; a purge every 100 ms drops pages idle for longer
 // than the timeout and, when the cache overflowed, at least 5 % of it, least recently used first;
-// never one in use. The lookup is a flat table for references below 2^20 (a guest's table has
-// 32,768 by default) and a seeded hash for wilder ones, so that a hostile guest cannot make it
-// slow.
+// never one in use.
+//
+//   entries_   [ by reference, below 2^20 │ others, by their slot ]   what a request touches
+//   held_      the entries that have a page, in no order: what the purge walks
+//
+// A guest's grant table has 32,768 references by default, all of them below 2^20: the entry is found
+// without a search and is the only cache line that finding it touches. Wilder references go through
+// a seeded hash, so that a hostile guest cannot make it slow. No entry is touched before Xen has
+// mapped its page, so that a guest makes the table no larger than its own grant table.
 #pragma once
 
 #include <cstdint>
@@ -78,33 +84,34 @@ class PersistentGrants {
 
     uint32_t find(GrantRef ref) const {
         if (ref < kFlatRefs) [[likely]]
-            return flat_[ref] - 1;  // 0 means none, and 0 - 1 is kNone
+            return entries_[ref].address ? ref : kNone;
         return find_wild(ref);
     }
     uint32_t find_wild(GrantRef ref) const;
-    void link(GrantRef ref, uint32_t entry);
-    void unlink(GrantRef ref);
+    uint32_t place(GrantRef ref);
+    void link_wild(GrantRef ref, uint32_t entry);
+    void unlink_wild(GrantRef ref);
     bool grow_wild();
     uint32_t wild_home(GrantRef ref) const;
     uint32_t purge_idle(uint32_t now_ms, uint32_t idle_ms);
     uint32_t purge_overflow(uint32_t now_ms);
-    void drop(uint32_t entry);
+    void drop(uint32_t position);
 
     xen::GrantTable& grants_;
     const DomainId domain_;
     uint32_t cap_ = 0;
-    uint32_t size_ = 0;
-    uint32_t used_entries_ = 0;  // entries_[0, used_entries_) have been used
-    uint32_t first_free_ = kNone;
-    uint32_t idle_cursor_ = 0;  // where the next idle scan goes on
+    uint32_t size_ = 0;  // pages held
+    uint32_t idle_cursor_ = 0;  // where in held_ the next idle scan goes on
     bool overflowed_ = false;
     uint64_t seed_ = 0;
-    ReservedArray<uint32_t> flat_;  // reference → entry + 1
     ReservedArray<Entry> entries_;
-    ReservedArray<GrantRef> refs_;  // of each entry; of a free one: the next free entry
+    ReservedArray<uint32_t> held_;       // entries, [0, size_)
+    ReservedArray<GrantRef> wild_refs_;  // of each wild slot; of a free one: the next free slot
+    uint32_t used_slots_ = 0;            // wild_refs_[0, used_slots_) have been used
+    uint32_t first_free_slot_ = kNone;
     std::vector<WildSlot> wild_;  // open addressing, a power of two, at most half full
     uint32_t wild_count_ = 0;
-    std::vector<uint32_t> candidates_;  // scratch of purge_overflow
+    std::vector<uint32_t> candidates_;  // scratch of purge_overflow: positions in held_
 };
 
 }  // namespace vbd::memory
