@@ -75,7 +75,8 @@ function ours(
 const SERVE = `
   import { Backend, file } from 'vbdkit'
   const [domid, ...disks] = JSON.parse(process.argv[1])
-  const backend = await Backend.open({ xen: 'host', kinds: ['vbdkit'], reconcileMs: 10_000 })
+  const options = { xen: 'host', kinds: ['vbdkit'], journals: '/run', reconcileMs: 10_000 }
+  const backend = await Backend.open(options)
   for (const { device, path, transfer } of disks) {
     const options = { transfer, toolstack: 'create', readOnly: true }
     await backend.serve(domid + ':' + device, file(path, { readOnly: true }), options)
