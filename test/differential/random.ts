@@ -32,6 +32,9 @@ export class Random {
   }
 
   fill(bytes: Uint8Array): void {
-    for (let i = 0; i < bytes.length; i++) bytes[i] = this.u32()
+    for (let i = 0; i < bytes.length; i += 4) {
+      const word = this.u32()
+      for (let k = 0; k < 4; k++) bytes[i + k] = word >>> (8 * k)
+    }
   }
 }

@@ -2,8 +2,10 @@
  * Requests: one generated number becomes one request, written into the ring of a guest: mostly good, sometimes wrong in
  * one thing, sometimes noise. The same number in the same place is the same bytes.
  *
- * Where a disk works on several requests at once, each request of a batch keeps to a lane: its own part of the disk and
- * its own pages, so that what both engines leave behind does not depend on which was first.
+ * Requests that are in flight together may be done in any order, by pieces, and side by side: what is left behind is
+ * defined only where none of them writes what another one reads or writes, be it on the disk or in the guest's pages. So
+ * each has a share of the disk and a share of the pages, which is all of it where nobody else is in flight (or nobody
+ * else writes there).
  */
 import { PAGE_BYTES, SEGMENTS_PER_INDIRECT_PAGE, type WireLayout } from '../../lib/testing/wire.js'
 import { Random } from './random.js'
@@ -15,14 +17,21 @@ export interface Place {
   readonly diskSectors: number
   readonly sectorSize: number
   readonly maxIndirectSegments: number
-  /** This request's share of pages and disk. */
-  readonly lane: number
-  readonly lanes: number
+  readonly disk: Share
+  readonly pages: Share
+  /** All that are in flight with it are of this kind, so that they may share what they read. */
+  readonly only?: 'reads' | 'writes'
   /**
    * References may be wrong, too. Not where it depends on the clock how far such a request gets before it fails: a small
    * cache of grants refuses it when it has room, and copies what is good of it when it has none.
    */
   readonly wildRefs: boolean
+}
+
+/** Part `index` of `of` equal ones. */
+export interface Share {
+  readonly index: number
+  readonly of: number
 }
 
 /** A request to be written, and what it needs in the guest's other pages. */
@@ -39,7 +48,9 @@ export function expand(seed: number, place: Place, firstTable: number): Wire {
   const random = new Random(seed)
   const maker = new RequestMaker(random, place, firstTable)
   const kind = random.below(100)
-  if (kind < 34) maker.transfer(0)
+  if (place.only === 'reads') maker.only(0, kind)
+  else if (place.only === 'writes') maker.only(1, kind)
+  else if (kind < 34) maker.transfer(0)
   else if (kind < 64) maker.transfer(1)
   else if (kind < 78) maker.indirect(random.below(2))
   else if (kind < 83) maker.empty(3)
@@ -74,6 +85,14 @@ class RequestMaker {
     return { slot: this.#slot, tables: this.#tables }
   }
 
+  /** Reads or writes alone, of whatever form, and what touches neither disk nor pages. */
+  only(operation: 0 | 1, kind: number): void {
+    if (kind < 60) this.transfer(operation)
+    else if (kind < 88) this.indirect(operation)
+    else if (kind < 94) this.empty(3)
+    else this.noise()
+  }
+
   transfer(operation: number): void {
     const count = this.#count(11)
     const sector = this.#sector(count)
@@ -89,11 +108,11 @@ class RequestMaker {
   }
 
   discard(): void {
-    const { layout, lane } = this.#place
+    const { layout, disk } = this.#place
     const unit = this.#place.sectorSize / 512
     const share = this.#share
-    const sector = align(lane * share + this.#random.below(share), unit)
-    const left = Math.max(unit, Math.min(share, (lane + 1) * share - sector))
+    const sector = align(disk.index * share + this.#random.below(share), unit)
+    const left = Math.max(unit, Math.min(share, (disk.index + 1) * share - sector))
     this.#head(5, this.#random.below(4))
     this.#setSector(sector)
     const sectors = align(1 + this.#random.below(left), unit) || unit
@@ -102,8 +121,8 @@ class RequestMaker {
 
   /** Falls back to a direct one where no descriptor page is left. */
   indirect(operation: number): void {
-    const { maxIndirectSegments, layout, lanes } = this.#place
-    const many = operation === 1 && lanes === 1 && this.#random.chance(8)
+    const { maxIndirectSegments, layout, disk } = this.#place
+    const many = operation === 1 && disk.of === 1 && this.#random.chance(8)
     const most = Math.min(maxIndirectSegments || 64, many ? 1024 : 60)
     const count = many ? 1 + this.#random.below(most) : this.#count(most)
     const pages = Math.ceil(count / SEGMENTS_PER_INDIRECT_PAGE)
@@ -136,7 +155,8 @@ class RequestMaker {
     const view = this.#view
     switch (random.below(8)) {
       case 0:
-        this.#slot[1] = random.below(256)
+        // Of an indirect request that would be what it does.
+        if (this.#place.only === undefined || this.#slot[0] !== 6) this.#slot[1] = random.below(256)
         break
       case 1:
         view.setUint16(2, random.below(5000), true)
@@ -145,7 +165,7 @@ class RequestMaker {
         view.setBigUint64(layout.sector, this.#wildSector(), true)
         break
       case 3:
-        // Of a discard that would be a length, and might be a good one across lanes.
+        // Of a discard that would be a length, and might be a good one in others' shares.
         if (this.#slot[0] !== 5) this.#spoilRef(view, layout.segments)
         break
       case 4:
@@ -172,10 +192,10 @@ class RequestMaker {
     else view.setUint16(at + 4, this.#random.u32(), true)
   }
 
-  /** Sectors of one lane. */
+  /** Sectors of one share. */
   get #share(): number {
-    const { diskSectors, lanes, sectorSize } = this.#place
-    return align(Math.floor(diskSectors / lanes), sectorSize / 512)
+    const { diskSectors, disk, sectorSize } = this.#place
+    return align(Math.floor(diskSectors / disk.of), sectorSize / 512)
   }
 
   #spoilRef(view: DataView, at: number): void {
@@ -183,9 +203,9 @@ class RequestMaker {
   }
 
   #wildSector(): bigint {
-    const { diskSectors, lanes } = this.#place
-    // Those that may be right are in somebody's lane.
-    const edges = lanes > 1 ? [] : [BigInt(diskSectors - 1), 0n, 1n]
+    const { diskSectors, disk } = this.#place
+    // Those that may be right are in somebody's share.
+    const edges = disk.of > 1 ? [] : [BigInt(diskSectors - 1), 0n, 1n]
     return this.#random.pick([
       ...edges,
       BigInt(diskSectors),
@@ -223,17 +243,24 @@ class RequestMaker {
     this.#view.setBigUint64(this.#place.layout.sector, BigInt(sector), true)
   }
 
+  /** So many segments, no more than the share of the disk has room for, and none twice in the same page. */
   #count(most: number): number {
-    const room = this.#place.lanes > 1 ? Math.floor(this.#share / SECTORS) : most
-    return 1 + this.#random.below(Math.max(1, Math.min(most, room)))
+    const { disk } = this.#place
+    const room = disk.of > 1 ? Math.floor(this.#share / SECTORS) : most
+    return 1 + this.#random.below(Math.max(1, Math.min(most, room, this.#writablePages)))
   }
 
-  /** A sector of this lane with room for so many whole pages behind it, mostly. */
+  get #writablePages(): number {
+    const share = DATA_PAGES / this.#place.pages.of
+    return share - share / 8
+  }
+
+  /** A sector of this share with room for so many whole pages behind it, mostly. */
   #sector(pages: number): number {
-    const { lane, sectorSize } = this.#place
+    const { disk, sectorSize } = this.#place
     const share = this.#share
     const room = Math.max(1, share - pages * SECTORS)
-    return align(lane * share + this.#random.below(room), sectorSize / 512)
+    return align(disk.index * share + this.#random.below(room), sectorSize / 512)
   }
 
   /** @param small of one sector each, so that many fit on the disk */
@@ -252,21 +279,21 @@ class RequestMaker {
   }
 
   /**
-   * Pages of this lane, each once before one comes again: what is left in a page that a read fills twice depends on the
-   * direction in which memory is copied. In a while one is granted read-only.
+   * Pages of this share, each once before one comes again, as only a write of very many does: what is left in a page that
+   * a read fills twice depends on the direction in which memory is copied. In a while one is granted read-only.
    */
   #pages(): (i: number) => number {
     const random = this.#random
-    const { lanes, lane } = this.#place
-    const share = DATA_PAGES / lanes
-    const writable = share - share / 8
+    const { index, of } = this.#place.pages
+    const share = DATA_PAGES / of
+    const writable = this.#writablePages
     const first = random.below(writable)
-    // Prime to the number of writable pages, whatever the lanes.
+    // Prime to the number of writable pages, whatever the share.
     const stride = random.pick([1, 1, 1, 5, 11, 13, 17])
     const readOnly = this.#place.wildRefs && random.chance(4) ? random.below(11) : -1
     return (i) => {
       const n = (first + i * stride) % writable
-      const page = DATA + lane * share + n + Math.floor(n / 7)
+      const page = DATA + index * share + n + Math.floor(n / 7)
       return i === readOnly ? page - ((page - DATA) % 8) + 7 : page
     }
   }

@@ -23,9 +23,25 @@ export interface Setting {
   readonly maxInFlightBytes: number
 }
 
+/**
+ * How requests are in flight together, so that the outcome is defined.
+ *
+ *   alone      one at a time, anywhere: what one leaves, the next one finds
+ *   barriers   published at once, anywhere, a write barrier after each
+ *   apart8 …   published at once, so many at a time, each with its own part of the disk and its own pages
+ *   sources    published at once, writes of the same pages to different parts of the disk
+ *   range      published at once, reads of the same sectors into different pages
+ */
+export type Way = 'alone' | 'barriers' | 'apart8' | 'apart32' | 'apart64' | 'sources' | 'range'
+
 export type Step =
-  /** Requests, published at once on one ring or the other. */
-  | { readonly kind: 'requests'; readonly ring: number; readonly seeds: readonly number[] }
+  /** Requests, on one ring or the other. */
+  | {
+      readonly kind: 'requests'
+      readonly ring: number
+      readonly way: Way
+      readonly seeds: readonly number[]
+    }
   /** The frontend ends a grant, and grants another page under its reference if it could. */
   | { readonly kind: 'regrant'; readonly seed: number }
   | { readonly kind: 'resize'; readonly sectors: number }
@@ -62,6 +78,10 @@ export function streams(requests: number): fc.Arbitrary<Stream> {
   const batch = fc.record({
     kind: fc.constant('requests' as const),
     ring: fc.nat(1),
+    way: fc.constantFrom<Way>(
+      ...(['alone', 'barriers', 'sources', 'range'] as const),
+      ...(['apart8', 'apart32', 'apart64', 'apart64'] as const),
+    ),
     seeds: fc.oneof(
       { weight: 3, arbitrary: fc.array(seed(), { minLength: 1, maxLength: 64, size: 'max' }) },
       { weight: 1, arbitrary: fc.array(seed(), { minLength: 64, maxLength: 300, size: 'max' }) },

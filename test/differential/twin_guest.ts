@@ -13,13 +13,17 @@ import { LAYOUTS, PAGE_BYTES, type WireResponse } from '../../lib/testing/wire.j
 import { Random } from './random.js'
 import type { Setting } from './stream.js'
 
-export const DATA_PAGES = 192
+export const DATA_PAGES = 512
 export const TABLE_PAGES = 24
 const RING_PAGES = 32
 export const DATA = RING_PAGES
 export const TABLES = DATA + DATA_PAGES
 export const PAGES = TABLES + TABLE_PAGES
-export const REF0 = 8
+/**
+ * No number of sectors of a disk here, and no two bytes below ten, as spoilt requests have them where a reference
+ * belongs: those are to be none, not somebody else's page.
+ */
+export const REF0 = 0x2000
 
 /** The reference of a page. */
 export function refOf(page: number): number {

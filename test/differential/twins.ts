@@ -23,13 +23,23 @@ import { LAYOUTS, PAGE_BYTES, type WireResponse } from '../../lib/testing/wire.j
 import { diskFolder, tmpfsFolder } from '../support/product_world.js'
 import { comparable } from './comparable.js'
 import { Random } from './random.js'
-import { expand } from './requests.js'
-import type { Setting, Step, Stream } from './stream.js'
+import { expand, type Place, type Share } from './requests.js'
+import type { Setting, Step, Stream, Way } from './stream.js'
 import { DATA, DATA_PAGES, isReadOnly, refOf, TABLES, TwinGuest } from './twin_guest.js'
 
 const PATIENCE_MS = 10_000
-/** Requests at a time of a disk that works on several at once. */
-const LANES = 8
+/** Requests in flight together, at most, by the way they are; a ring may hold fewer. */
+const TOGETHER: Readonly<Record<Way, number>> = {
+  alone: 1,
+  barriers: 8,
+  apart8: 8,
+  apart32: 32,
+  apart64: 64,
+  sources: 64,
+  range: 64,
+}
+/** A part of the disk or of the pages that is all of it. */
+const WHOLE: Share = { index: 0, of: 1 }
 const FIRST_SECTORS = 128 * 8
 
 /** The engines did not do the same. */
@@ -192,7 +202,7 @@ class Run {
   async step(step: Step): Promise<void> {
     switch (step.kind) {
       case 'requests':
-        await this.#ask(step.ring % this.#setting.rings, step.seeds)
+        await this.#ask(step.ring % this.#setting.rings, step.way, step.seeds)
         break
       case 'regrant':
         await this.#both('ending a grant', ({ guest }) => regrant(guest, step.seed))
@@ -222,47 +232,55 @@ class Run {
     await this.#both('the events', ({ events }) => events)
   }
 
-  async #ask(ring: number, seeds: readonly number[]): Promise<void> {
-    const { disk, ringPages, maxPersistentGrants: cap } = this.#setting
-    // With a small cache of grants it depends on the purge, and so on the clock, which pages are copied at the end.
-    const timeless = cap === 0 || cap >= DATA_PAGES * 2
-    const inOrder = (disk === 'memory' || disk === 'null') && timeless
-    const lanes = inOrder ? 1 : LANES
-    const room = Math.min(lanes > 1 ? lanes : 512, ringPages === 1 ? 32 : 32 * ringPages)
+  async #ask(ring: number, asked: Way, seeds: readonly number[]): Promise<void> {
+    const { barrier, readOnly, ringPages } = this.#setting
+    // One that is refused puts nothing in order.
+    const way = asked === 'barriers' && (!barrier || readOnly) ? 'alone' : asked
+    const slots = way === 'barriers' ? 2 : 1
+    const room = Math.min(TOGETHER[way], (ringPages === 1 ? 32 : 32 * ringPages) / slots)
     for (let first = 0; first < seeds.length; first += room) {
-      await this.#publish(ring, seeds.slice(first, first + room), lanes, timeless)
+      await this.#publish(ring, way, seeds.slice(first, first + room))
     }
   }
 
-  async #publish(
-    ring: number,
-    seeds: readonly number[],
-    lanes: number,
-    wildRefs: boolean,
-  ): Promise<void> {
-    const { protocol, sectorSize, maxIndirectSegments } = this.#setting
-    const layout = LAYOUTS[protocol]
+  async #publish(ring: number, way: Way, seeds: readonly number[]): Promise<void> {
     let table = 0
     for (const [i, seed] of seeds.entries()) {
-      const place = {
-        layout,
-        diskSectors: this.#sectors,
-        sectorSize,
-        maxIndirectSegments,
-        lane: i % lanes,
-        lanes,
-        wildRefs,
-      }
-      const { slot, tables } = expand(seed, place, table)
+      const { slot, tables } = expand(seed, this.#place(way, i), table)
       for (const { guest } of this.#halves) {
         for (const [page, bytes] of tables.entries()) {
           guest.bytes.set(bytes, (TABLES + table + page) * PAGE_BYTES)
         }
         guest.bytes.set(slot, guest.rings[ring]!.reserve())
+        if (way === 'barriers') guest.bytes.set(this.#barrier(), guest.rings[ring]!.reserve())
       }
       table += tables.length
     }
-    await this.#answers(ring, seeds.length)
+    await this.#answers(ring, way === 'barriers' ? 2 * seeds.length : seeds.length)
+  }
+
+  #place(way: Way, index: number): Place {
+    const { protocol, sectorSize, maxIndirectSegments, maxPersistentGrants: cap } = this.#setting
+    const own = { index, of: TOGETHER[way] }
+    const shared = way === 'alone' || way === 'barriers'
+    return {
+      layout: LAYOUTS[protocol],
+      diskSectors: this.#sectors,
+      sectorSize,
+      maxIndirectSegments,
+      disk: shared || way === 'range' ? WHOLE : own,
+      pages: shared || way === 'sources' ? WHOLE : own,
+      ...(way === 'range' ? { only: 'reads' } : way === 'sources' ? { only: 'writes' } : {}),
+      // With a small cache of grants it depends on the purge, and so on the clock, which pages are copied at the end.
+      wildRefs: cap === 0 || cap >= DATA_PAGES * 2,
+    }
+  }
+
+  /** Of nothing: what was published before it is done before what comes after it begins. */
+  #barrier(): Uint8Array {
+    const slot = new Uint8Array(LAYOUTS[this.#setting.protocol].stride)
+    slot[0] = 2
+    return slot
   }
 
   async #answers(ring: number, count: number): Promise<void> {
