@@ -11,9 +11,8 @@
 #   conformance   every driver and every filter: the same random requests through rings, against a shadow of the disk
 #   xen           a real Xen in an emulated machine: dom0 and one guest (`npm run test:xen` is the long form)
 #   integration   whole ways through the addon, the mock and the command line
-#   differential  the JavaScript engine: both engines on the same generated streams, and the integration tests that are
-#                 not about one engine on this one; VBDKIT_FULL=1: all of them, and no longer only a slice of the streams.
-#                 Only when it is named: see the limits in README.md
+#   differential  the JavaScript engine: both engines on the same generated streams, and integration tests on this one;
+#                 VBDKIT_FULL=1: every one of them that serves disks in this process, and 1,000,000 requests
 # Its last line is `N passed, N failed`; its exit code is 0 only when nothing failed.
 PHASES=(lint types tidy native asan tsan unit conformance xen integration differential)
 CPU_LANE=(native asan tsan)
@@ -23,7 +22,7 @@ ALONE=(integration differential)
 source "$(dirname "$0")/common.sh"
 
 wanted=("$@")
-((${#wanted[@]})) || wanted=(lint types tidy native asan tsan unit conformance xen integration)
+((${#wanted[@]})) || wanted=("${PHASES[@]}")
 for phase in "${wanted[@]}"; do
   [[ " ${PHASES[*]} " == *" $phase "* ]] || die "no such phase: $phase" "the phases are: ${PHASES[*]}"
 done
@@ -64,7 +63,9 @@ run_native() { # NAME SANITIZERS DOCTEST-OPTION...
 
 # Without VBDKIT_FULL what is long, or the same on both engines, is left out.
 run_differential() {
-  local files=(test/differential test/integration/{lifecycle_native,hostile_ring,filesystem}.test.ts)
+  local names=(lifecycle_native hostile_ring filesystem flush_failure script script_filter overlay)
+  names=("${names[@]/%/.test.ts}")
+  local files=(test/differential "${names[@]/#/test/integration/}")
   [ -z "${VBDKIT_FULL:-}" ] || {
     mapfile -t files < <(grep -l 'support/product_world' test/integration/*.test.ts)
     files+=(test/differential)

@@ -1,8 +1,7 @@
 /**
  * comparable: the part of an engine's statistics that does not depend on time. Left out: latencies but for their
  * number, wake-ups, events and notifications, the page pool, which is shared. Where a disk answers when it likes,
- * also what depends on how many answers come at once, and where an engine takes less than a whole ring at a time what
- * depends on that; with a small cache of grants, also what the purge decides by the clock.
+ * also what depends on how many answers come at once; with a small cache of grants, also what the purge decides by the clock.
  */
 import type { OperationCounters, VbdCounters } from '../../lib/engine/engine.js'
 import type { Setting } from './stream.js'
@@ -10,9 +9,7 @@ import type { Setting } from './stream.js'
 export function comparable(counters: VbdCounters, setting: Setting): unknown {
   const { read, write, flush, discard, rejected, grantErrors, diskErrors } = counters
   const { inFlight, persistentGrantsCap, segmentsPerRequest, ringUtilisation } = counters
-  // The native engine takes a ring whose pages stay mapped by halves: what is counted by the pass is then its own.
-  const byHalves = setting.persistent && ['auto', 'persistent'].includes(setting.transfer)
-  const inOrder = !byHalves && (setting.disk === 'memory' || setting.disk === 'null')
+  const inOrder = setting.disk === 'memory' || setting.disk === 'null'
   const stable = setting.maxPersistentGrants >= 1056
   return {
     operations: [read, write, flush, discard].map(operation),

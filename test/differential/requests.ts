@@ -155,11 +155,13 @@ class RequestMaker {
     const view = this.#view
     switch (random.below(8)) {
       case 0:
-        // Of an indirect request that would be what it does.
-        if (this.#place.only === undefined || this.#slot[0] !== 6) this.#slot[1] = random.below(256)
+        this.#spoilCount(random.below(256))
         break
       case 1:
-        view.setUint16(2, random.below(5000), true)
+        // More segments than an indirect request has name page 0.
+        if (this.#place.wildRefs || this.#slot[0] !== 6) {
+          view.setUint16(2, random.below(5000), true)
+        }
         break
       case 2:
         view.setBigUint64(layout.sector, this.#wildSector(), true)
@@ -176,11 +178,21 @@ class RequestMaker {
         view.setUint8(layout.segments + 5, random.below(10))
         break
       case 6:
-        view.setBigUint64(layout.segments, this.#wildSector(), true)
+        // Of a transfer that would be a reference; the zeroes behind it are good bounds.
+        if (this.#place.wildRefs || this.#slot[0]! >= 5) {
+          view.setBigUint64(layout.segments, this.#wildSector(), true)
+        }
         break
       default:
         this.#spoilTable()
     }
+  }
+
+  #spoilCount(count: number): void {
+    const { only, wildRefs } = this.#place
+    // Of an indirect request that would be what it does; of others it may bring in references that nobody chose.
+    const isIndirect = this.#slot[0] === 6
+    if (isIndirect ? only === undefined : wildRefs || count > 11) this.#slot[1] = count
   }
 
   #spoilTable(): void {

@@ -205,7 +205,7 @@ class Run {
         await this.#ask(step.ring % this.#setting.rings, step.way, step.seeds)
         break
       case 'regrant':
-        await this.#both('ending a grant', ({ guest }) => regrant(guest, step.seed))
+        await this.#regrant(step.seed)
         break
       case 'resize':
         await this.#resize(step.sectors)
@@ -260,7 +260,7 @@ class Run {
   }
 
   #place(way: Way, index: number): Place {
-    const { protocol, sectorSize, maxIndirectSegments, maxPersistentGrants: cap } = this.#setting
+    const { protocol, sectorSize, maxIndirectSegments } = this.#setting
     const own = { index, of: TOGETHER[way] }
     const shared = way === 'alone' || way === 'barriers'
     return {
@@ -271,8 +271,7 @@ class Run {
       disk: shared || way === 'range' ? WHOLE : own,
       pages: shared || way === 'sources' ? WHOLE : own,
       ...(way === 'range' ? { only: 'reads' } : way === 'sources' ? { only: 'writes' } : {}),
-      // With a small cache of grants it depends on the purge, and so on the clock, which pages are copied at the end.
-      wildRefs: cap === 0 || cap >= DATA_PAGES * 2,
+      wildRefs: this.#timeless,
     }
   }
 
@@ -320,6 +319,17 @@ class Run {
     await this.#compareState()
   }
 
+  async #regrant(seed: number): Promise<void> {
+    const ended = this.#halves.map(({ guest }) => regrant(guest, seed))
+    if (this.#timeless) this.#same('ending a grant', ended[0], ended[1])
+  }
+
+  /** With a small cache of grants, which page is held when is a matter of the clock. */
+  get #timeless(): boolean {
+    const { maxPersistentGrants: cap } = this.#setting
+    return cap === 0 || cap >= DATA_PAGES * 2
+  }
+
   async #resize(sectors: number): Promise<void> {
     this.#sectors = sectors
     await this.#both('the disk after a resize', async ({ disk }) => {
@@ -354,8 +364,7 @@ class Run {
     if (Buffer.compare(native.guest.data(), js.guest.data()) !== 0) {
       throw new Disagreement(`the guests' memory differs: ${firstDifference(native, js)}`)
     }
-    // With a small cache, which page is dropped when is a matter of time.
-    if (this.#setting.maxPersistentGrants < DATA_PAGES * 2) return
+    if (!this.#timeless) return
     await this.#both('the grants held', ({ guest }) => this.#held(guest))
   }
 

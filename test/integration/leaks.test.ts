@@ -140,16 +140,21 @@ const ENDINGS: Record<string, (scene: Scene) => Promise<void>> = {
 
 const names = Object.keys(ENDINGS)
 
-/** A scene with random properties, one ending, and what must be so after it. */
-async function cycle(world: World, name: string, random: Random): Promise<void> {
-  const domid = world.nextDomid()
-  const disks: (() => Disk)[] = [
+/** Every kind of disk. */
+function disksIn(world: World): (() => Disk)[] {
+  return [
     () => memory(SIZE),
     () => file(world.image(SIZE), { io: 'auto', direct: false }),
     () => file(world.image(SIZE, diskFolder()), { io: 'uring' }),
     () => file(world.image(SIZE), { io: 'sync', direct: false }),
   ]
-  const vbd = await world.backend.serve(`${domid}:xvda`, random.pick(disks)(), {
+}
+
+/** A scene with random properties, one ending, and what must be so after it. */
+async function cycle(world: World, name: string, random: Random): Promise<void> {
+  const domid = world.nextDomid()
+  const disk = random.pick(disksIn(world))()
+  const vbd = await world.backend.serve(`${domid}:xvda`, disk, {
     transfer: random.pick<TransferChoice>(['auto', 'persistent', 'copy', 'map']),
     queues: 4,
   })
@@ -218,6 +223,9 @@ describe('guests that come and go', () => {
     world = await World.open()
     // Everything that is made once and kept (threads of libuv, of the kernel's rings) is made now.
     for (const name of names) await cycle(world, name, new Random(1))
+    for (const disk of disksIn(world)) {
+      await (await world.backend.serve(`${world.nextDomid()}:xvda`, disk())).close()
+    }
     folders = world.dropFolders()
     baseline = census()
     nodes = nodesOf(world)

@@ -55,6 +55,8 @@ export class Loop {
   #windowNs = 0
   #lastWorkNs = 0
   #passNs = 0
+  /** Rings that the last pass over all of them found work in. */
+  #busyRings = 0
   #lastSpinNs = 0
   #lastQuietCheckNs = 0
   #noSpinUntilNs = 0
@@ -162,14 +164,17 @@ export class Loop {
     let worked = false
     this.#passNs = nowNs
     const members = this.#members
+    const alone = this.#busyRings <= 1
+    this.#busyRings = 0
     for (let i = 0; i < members.length; i++) {
       const { queue } = members[i]!
       if (queue.doorbell.armed) {
         if (!queue.wantsPass) continue
         queue.wake()
       }
-      if (queue.pass(nowNs, monotonicNs)) worked = true
+      if (queue.pass(nowNs, monotonicNs, alone)) this.#busyRings++
     }
+    if (this.#busyRings > 0) worked = true
     const { io } = this.#services
     return io.inFlight > 0 && io.turn() > 0 ? true : worked
   }

@@ -26,7 +26,7 @@ import { Doorbell } from './doorbell.js'
 import { type InFlight, InFlightList, InFlightTable, OUTCOME, STAGE } from './in_flight.js'
 import { type Limits, parse, REJECT, type Reject } from './request.js'
 import type { Services } from './services.js'
-import { BATCH_REQUESTS, BATCH_SEGMENTS, Transfer } from './transfer.js'
+import { BATCH_ALONE, BATCH_REQUESTS, BATCH_SEGMENTS, Transfer } from './transfer.js'
 import type { VbdShared } from './vbd_shared.js'
 import { type Layout, MAX_SLOT_WORDS, OPERATION, SECTOR_BYTES } from './wire.js'
 
@@ -65,6 +65,8 @@ export class Queue {
   #stalled: InFlight | undefined
   #barrier: InFlight | undefined
   #barrierRunning = false
+  /** Requests that this pass takes, at most. */
+  #most = BATCH_REQUESTS
   #started = false
   #closing = false
   #corrupt = false
@@ -186,8 +188,9 @@ export class Queue {
     this.#counters.inFlight = 0
   }
 
-  /** One turn, bounded by the ring's size. True: something was done. */
-  pass(nowNs: number, clock: () => number): boolean {
+  /** One turn, bounded by the ring's size. `alone`: no other ring is busy. True: something was done. */
+  pass(nowNs: number, clock: () => number, alone: boolean): boolean {
+    this.#most = alone && this.#transfer.strategy === 'persistent' ? BATCH_ALONE : BATCH_REQUESTS
     this.doorbell.looked()
     let worked = this.#reap(nowNs)
     if (this.#started) {
@@ -320,8 +323,8 @@ export class Queue {
     let taken = 0
     let segments = 0
     while (
-      batch.length < BATCH_REQUESTS &&
-      taken < BATCH_REQUESTS &&
+      batch.length < this.#most &&
+      taken < this.#most &&
       segments < BATCH_SEGMENTS &&
       this.#ring.next(slot)
     ) {
@@ -418,8 +421,7 @@ export class Queue {
 
   /** A flush or a barrier stays unanswered, its ring entry with it. */
   #refuseAfterFailedFlush(item: InFlight): void {
-    const { operation } = item.request
-    if (operation === OPERATION.flush || operation === OPERATION.writeBarrier) return
+    if (item.stage === STAGE.preFlush) return
     this.#counters.diskErrors++
     item.failed = true
     this.atDisk++

@@ -32,6 +32,12 @@ import {
 export const BATCH_REQUESTS = 64
 export const BATCH_SEGMENTS = 2048
 
+/**
+ * Of a ring that is busy alone, where pages stay mapped and there is no grant call to spread: half of a one-page ring.
+ * The guest fills it again while the other half is worked on.
+ */
+export const BATCH_ALONE = 16
+
 /** The arena's first pages: where the descriptors of a batch are copied to. */
 export const SCRATCH_PAGES = (BATCH_REQUESTS + 1) * MAX_INDIRECT_PAGES
 
