@@ -77,7 +77,7 @@ export class Queue {
    * @throws what the addon and BackRing throw; nothing stays mapped or bound then
    */
   constructor(options: QueueOptions, shared: VbdShared, services: Services) {
-    const { index, domid, layout, ring } = options
+    const { index, domid, layout, ring, strategy } = options
     this.#o = options
     this.#shared = shared
     this.#counters = shared.countersOf(index)
@@ -94,7 +94,6 @@ export class Queue {
         throw new VbdError('ERR_VBD_PROTOCOL', `requests are under way on ring ${index}`)
       }
       const { maxPersistentGrants } = shared.tunables
-      const { strategy } = options
       const readsFillBuffers = shared.disk.fillsReads
       this.#transfer = new Transfer(
         { strategy, domid, maxPersistentGrants, readsFillBuffers },
@@ -319,7 +318,6 @@ export class Queue {
   #takeRequests(nowNs: number): number {
     const batch = this.#batch
     const slot = this.#slot
-    const { layout } = this.#o
     let taken = 0
     let segments = 0
     while (
@@ -330,7 +328,7 @@ export class Queue {
     ) {
       taken++
       const item = this.#table.take()!
-      const reject = parse(slot, layout, this.#limits, item.request)
+      const reject = parse(slot, this.#o.layout, this.#limits, item.request)
       item.startedNs = nowNs
       item.budgetBytes = 0
       item.failed = item.unsupported = item.held = false
