@@ -244,6 +244,35 @@ TEST_CASE("engine: one grant call serves a whole batch") {
     }
 }
 
+TEST_CASE("engine: what the device has done is answered before new requests are started") {
+    RigOptions options;
+    options.poll_us = 0;
+    auto device = std::make_shared<ManualDevice>(1 << 20);
+    EngineRig rig(device, options);
+    std::vector<uint32_t> answered;  // when each batch was started
+    device->on_submit = [&] {
+        answered.push_back(blkif::shared::load_index(rig.xen->page(0) + blkif::kRingRspProd));
+    };
+    REQUIRE(rig.connect());
+    const Segment segment = rig.segment(0);
+    const auto write_read = [&](uint64_t id) {
+        rig.fronts[0].write_data(Operation::kRead, id, 0, std::span(&segment, 1));
+    };
+    write_read(0);
+    rig.push();
+    device->wait_for(1);
+    // The second request is on the ring, but no event tells of it: the completion wakes the reactor
+    // for both.
+    write_read(1);
+    (void)rig.fronts[0].push();
+    device->complete(1);
+    device->wait_for(1);
+    device->complete(1);
+    rig.collect(2);
+    rig.disconnect();
+    CHECK(answered == std::vector<uint32_t>{0, 1});
+}
+
 TEST_CASE("engine: with map, no response precedes the unmap of its pages") {
     RigOptions options;
     options.transfer = engine::TransferChoice::kMap;

@@ -6,6 +6,7 @@
 #include <doctest/doctest.h>
 #include <poll.h>
 
+#include <functional>
 #include <future>
 #include <random>
 
@@ -39,6 +40,9 @@ class ManualDevice : public block::Device {
     Result<std::unique_ptr<block::DeviceQueue>> open_queue(block::IoContext& context) override {
         return std::unique_ptr<block::DeviceQueue>(std::make_unique<ManualQueue>(*this, context));
     }
+
+    /// Called on the reactor's thread before it takes a batch. Set while no ring is connected.
+    std::function<void()> on_submit;
 
     /// Waits until `count` Ios wait, and returns their operations.
     std::vector<block::IoOp> wait_for(size_t count) {
@@ -78,6 +82,7 @@ class ManualDevice : public block::Device {
         ManualQueue(ManualDevice& device, block::IoContext& context)
             : device_(device), context_(context) {}
         void submit(std::span<block::Io* const> batch) override {
+            if (device_.on_submit) device_.on_submit();
             std::lock_guard lock(device_.mutex_);
             for (block::Io* io : batch) {
                 io->queue = this;
