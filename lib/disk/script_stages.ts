@@ -14,6 +14,10 @@ import {
   type MakeFilter,
   type OpenDisk,
 } from './script.js'
+import { type CacheStage, cacheStage } from './script_cache.js'
+import { concatStage, type SliceStage, sliceStage } from './script_compose.js'
+import { type EncryptStage, encryptStage } from './script_encrypt.js'
+import { type ReadAheadStage, readAheadStage } from './script_read_ahead.js'
 
 export interface ThrottleStage {
   /** 0: no limit. */
@@ -59,12 +63,6 @@ interface Passing {
   readonly fua: boolean
 }
 
-export interface SliceStage {
-  readonly offsetBytes: number
-  /** To the end of the disk below where it is absent. */
-  readonly lengthBytes?: number
-}
-
 type Definition = DiskDefinition<unknown>
 
 /** The same disk, with `pass` around every request; `go` has the disk below do it. */
@@ -92,33 +90,6 @@ function around(
       discard: (offset, length, io) =>
         pass(of('discard', offset, length, false), () => discard(offset, length, io)),
     }),
-  }
-}
-
-/** A part of the disk below. */
-export function sliceStage({ offsetBytes, lengthBytes }: SliceStage): MakeFilter<unknown> {
-  return (next) => {
-    const { resize: _resize, write, discard, zero, ...rest } = next
-    const size = lengthBytes ?? next.size - offsetBytes
-    if (size <= 0 || offsetBytes + size > next.size || offsetBytes % next.sectorSize !== 0) {
-      const message = `a slice of ${size} bytes at ${offsetBytes} is not on the disk ${next.name}`
-      throw new VbdError('ERR_VBD_ARGUMENT', message, {
-        remedy: `it has ${next.size} bytes in sectors of ${next.sectorSize}`,
-      })
-    }
-    const at = (offset: number) => offset + offsetBytes
-    return {
-      ...rest,
-      size,
-      read: (buf, offset, io) => next.read(buf, at(offset), io),
-      ...(write && { write: (buf, offset, io) => write(buf, at(offset), io) }),
-      ...(discard && { discard: (offset, length, io) => discard(at(offset), length, io) }),
-      ...(zero && { zero: (offset, length, io) => zero(at(offset), length, io) }),
-      async extents(offset, length, io) {
-        const found = await next.extents(at(offset), length, io)
-        return Array.from(found, (one) => ({ ...one, offset: one.offset - offsetBytes }))
-      },
-    }
   }
 }
 
@@ -396,10 +367,21 @@ type StageInBoth =
   | ({ readonly driver: 'fault' } & FaultStage)
   | ({ readonly driver: 'log' } & LogStage)
   | ({ readonly driver: 'verify' } & VerifyStage)
+  | ({ readonly driver: 'encrypt' } & EncryptStage)
+  | ({ readonly driver: 'cache' } & CacheStage)
+  | ({ readonly driver: 'readAhead' } & ReadAheadStage)
+
+/** A disk out of the open disks below it: one, but for a concatenation. */
+export type MakeStage = (disks: readonly OpenDisk[]) => Definition
 
 /** A stage of C++ as a script; undefined where only C++ has it. */
-export function scriptStageOf(given: { readonly driver: string }): MakeFilter<unknown> | undefined {
-  const spec = given as StageInBoth
+export function scriptStageOf(given: { readonly driver: string }): MakeStage | undefined {
+  if (given.driver === 'concat') return concatStage
+  const make = filterOf(given as StageInBoth)
+  return make && (([next]) => make(next!))
+}
+
+function filterOf(spec: StageInBoth): MakeFilter<unknown> | undefined {
   switch (spec.driver) {
     case 'slice':
       return sliceStage(spec)
@@ -413,6 +395,12 @@ export function scriptStageOf(given: { readonly driver: string }): MakeFilter<un
       return logStage(spec)
     case 'verify':
       return verifyStage(spec)
+    case 'encrypt':
+      return encryptStage(spec)
+    case 'cache':
+      return cacheStage(spec)
+    case 'readAhead':
+      return readAheadStage(spec)
     default:
       return undefined
   }

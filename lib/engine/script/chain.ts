@@ -6,9 +6,10 @@
 import { type OpenDefinition, openDefinition } from '../../disk/open_definition.js'
 import { openDiskOver } from '../../disk/open_disk.js'
 import { planOf } from '../../disk/plan.js'
-import type { MakeFilter, OpenDisk } from '../../disk/script.js'
-import { scriptStageOf } from '../../disk/script_stages.js'
-import type { DiskSpec } from '../../disk/spec.js'
+import type { OpenDisk } from '../../disk/script.js'
+import { type MakeStage, scriptStageOf } from '../../disk/script_stages.js'
+import { settled } from '../../disk/settled.js'
+import { type DiskSpec, partsOf } from '../../disk/spec.js'
 import { VbdError } from '../../errors.js'
 import type { NativeDisk, NativeEngine } from '../addon.js'
 import type { EngineDisk } from '../engine.js'
@@ -38,9 +39,9 @@ export async function openScriptStage(spec: DiskSpec, world: ChainWorld): Promis
     return openDefinition(spec.source.definition)
   }
   const make = scriptOf(spec)
-  const below = await openBelow((spec as { base: DiskSpec }).base, world)
+  const below = await openAll(partsOf(spec), world)
   try {
-    const opened = await openDefinition(make(below.disk), planOf(spec).name)
+    const opened = await openDefinition(make(below.disks), planOf(spec).name)
     let closed: Promise<void> | undefined
     const close = async () => {
       try {
@@ -54,6 +55,19 @@ export async function openScriptStage(spec: DiskSpec, world: ChainWorld): Promis
     await below.close().catch(() => {})
     throw thrown
   }
+}
+
+/** All of the disks directly below, or none of them. */
+async function openAll(specs: readonly DiskSpec[], world: ChainWorld) {
+  const opened: Below[] = []
+  const close = () => settled(opened.map((below) => below.close()))
+  try {
+    for (const spec of specs) opened.push(await openBelow(spec, world))
+  } catch (thrown) {
+    await close().catch(() => {})
+    throw thrown
+  }
+  return { disks: opened.map(({ disk }) => disk), close }
 }
 
 async function openBelow(spec: DiskSpec, world: ChainWorld): Promise<Below> {
@@ -79,8 +93,8 @@ async function openBelow(spec: DiskSpec, world: ChainWorld): Promise<Below> {
 }
 
 /** What a stage is as a script. */
-function scriptOf(spec: DiskSpec): MakeFilter<unknown> {
-  if (spec.driver === 'script-filter') return spec.make
+function scriptOf(spec: DiskSpec): MakeStage {
+  if (spec.driver === 'script-filter') return ([next]) => spec.make(next!)
   const made = scriptStageOf(spec)
   if (made !== undefined) return made
   throw new VbdError('ERR_VBD_UNSUPPORTED', `${spec.driver} cannot be above a script`, {

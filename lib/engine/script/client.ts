@@ -7,6 +7,7 @@
 
 import { openDisk } from '../../disk/open_disk.js'
 import { DiskError, type ForwardedIo, type OpenDisk } from '../../disk/script.js'
+import { settled } from '../../disk/settled.js'
 import type { NativeDisk, NativeDiskClient, NativeEngine } from '../addon.js'
 import type { EngineDisk } from '../engine.js'
 import { ClientRing, Op } from './ring.js'
@@ -89,9 +90,7 @@ export class DiskClient {
       const data = buf.subarray(at, at + most)
       pieces.push(this.#submit({ op, offset: offset + at, length: data.length, fua, data }))
     }
-    // All of them, before the caller has its buffer back.
-    const failed = (await Promise.allSettled(pieces)).find(({ status }) => status === 'rejected')
-    if (failed !== undefined) throw (failed as PromiseRejectedResult).reason
+    await settled(pieces)
   }
 
   #submit(request: Request): Promise<void> {

@@ -11,13 +11,13 @@ import {
   type MakeFilter,
   type OpenDisk,
 } from '../../../lib/disk/script.js'
+import { sliceStage } from '../../../lib/disk/script_compose.js'
 import {
   delayStage,
   type FaultStage,
   faultStage,
   logStage,
   scriptStageOf,
-  sliceStage,
   throttleStage,
   verifyStage,
 } from '../../../lib/disk/script_stages.js'
@@ -215,7 +215,7 @@ it('slice: a part of the disk below, and nothing beside it', async () => {
 })
 
 it('what only C++ has is not there', () => {
-  expect(scriptStageOf({ driver: 'encrypt' })).toBeUndefined()
+  expect(scriptStageOf({ driver: 'overlay' })).toBeUndefined()
 })
 
 /** Of 24 reads with seed 42 and probability 0.3. */
