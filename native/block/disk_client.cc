@@ -6,6 +6,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <bit>
 #include <cerrno>
 #include <condition_variable>
@@ -116,17 +117,21 @@ void DiskClient::run(const std::function<void(Status)>& started) {
     uint64_t give_up_ns = UINT64_MAX;
     for (;;) {
         const bool stopping = stopping_.load();
-        if (stopping && give_up_ns == UINT64_MAX) give_up_ns = monotonic_ns() + kStopNs;
+        if (stopping && give_up_ns == UINT64_MAX) {
+            give_up_ns = monotonic_ns() + kStopNs;
+            // What a stage only delays is done now.
+            queue_->hurry();
+        }
         bool worked = !stopping && take();
         context_->submit();
         worked |= context_->poll() > 0;
         worked |= bring_back();
         ring();
         if (worked) continue;
-        if (stopping && (at_device_ == 0 || monotonic_ns() > give_up_ns)) break;
-        sleep();
+        if (stopping && (quiet() || monotonic_ns() > give_up_ns)) break;
+        sleep(give_up_ns);
     }
-    if (at_device_ == 0) {
+    if (quiet()) {
         queue_.reset();
         context_.reset();
         // Its owner closes it, and its locks go, whoever still holds our memory.
@@ -138,6 +143,11 @@ void DiskClient::run(const std::function<void(Status)>& started) {
     (void)context_.release();
     (void)new std::vector<Request>(std::move(requests_));
     (void)new std::shared_ptr<Device>(device_);
+}
+
+/// Nothing is at the device, asked for or not.
+bool DiskClient::quiet() const {
+    return at_device_ == 0 && queue_->idle();
 }
 
 bool DiskClient::take() {
@@ -232,14 +242,19 @@ void DiskClient::answer(uint32_t slot, int32_t error) {
     to_tell_ = true;
 }
 
-void DiskClient::sleep() {
+void DiskClient::sleep(uint64_t give_up_ns) {
     std::atomic<uint32_t>& armed = indices_->native_armed.value;
     armed.store(1);
-    const bool quiet = indices_->submitted.value.load() == indices_->taken.value.load();
+    const bool nothing = indices_->submitted.value.load() == indices_->taken.value.load();
     // stop() comes through the descriptor, whether or not this is armed.
-    if ((quiet || stopping_.load()) && context_->arm()) {
+    if ((nothing || stopping_.load()) && context_->arm()) {
         pollfd fds[] = {{wake_fd_.get(), POLLIN, 0}, {context_->wake_fd(), POLLIN, 0}};
-        ::poll(fds, 2, stopping_.load() ? 10 : -1);
+        const uint64_t now_ns = monotonic_ns();
+        const uint64_t due_ns = std::min(context_->next_due_ns(), give_up_ns);
+        const uint64_t wait_ns = due_ns > now_ns ? due_ns - now_ns : 0;
+        const timespec timeout{static_cast<time_t>(wait_ns / 1'000'000'000),
+                               static_cast<long>(wait_ns % 1'000'000'000)};
+        ::ppoll(fds, 2, due_ns == Timer::kNever ? nullptr : &timeout, nullptr);
     }
     armed.store(0);
     eventfd_t ignored;

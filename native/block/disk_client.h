@@ -66,7 +66,8 @@ class DiskClient {
     bool bring_back();
     void ring();
     void answer(uint32_t slot, int32_t error);
-    void sleep();
+    bool quiet() const;
+    void sleep(uint64_t give_up_ns);
     bool valid(const ScriptDescriptor& descriptor) const;
 
     iovec control_{};

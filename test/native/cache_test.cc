@@ -114,10 +114,10 @@ void cut_and_go_on(const CacheOptions& options, int sessions, uint32_t seed) {
 }  // namespace
 
 TEST_CASE("cache: power cuts at any operation, of any part of what was not flushed") {
-    for (uint32_t seed = 1; seed <= 4; seed++) {
+    for (uint32_t seed = 1; seed <= 2; seed++) {
         CAPTURE(seed);
-        cut_and_go_on(kPatient, 60, seed);
-        cut_and_go_on({.memory_bytes = kMiB, .write_back_ns = 0}, 60, seed + 100);
+        cut_and_go_on(kPatient, 50, seed);
+        cut_and_go_on({.memory_bytes = kMiB, .write_back_ns = 0}, 50, seed + 100);
     }
 }
 

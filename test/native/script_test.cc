@@ -11,7 +11,7 @@
 #include "block/disk_client.h"
 #include "block/script_device.h"
 #include "block/script_memory.h"
-#include "disk_fixture.h"
+#include "stages_fixture.h"
 
 using namespace disk_test;
 
@@ -495,7 +495,12 @@ class Client {
     explicit Client(const DeviceOptions& options, uint32_t slots = 8) {
         auto opened = open_device(options);
         REQUIRE(opened);
-        device = std::move(opened).value();
+        start(std::move(opened).value(), slots);
+    }
+    explicit Client(std::shared_ptr<Device> opened) { start(std::move(opened), 8); }
+
+    void start(std::shared_ptr<Device> opened, uint32_t slots) {
+        device = std::move(opened);
         auto made = DiskClient::open(device, slots, [this] {
             std::lock_guard lock(mutex_);
             rung_ = true;
@@ -633,6 +638,34 @@ TEST_CASE("script: a client's mistakes are answered, and reach no device") {
     CHECK(reader.run(IoOp::kRead, 0, 4096) == 0);
     CHECK_FALSE(DiskClient::open(client.device, 0, [] {}));
     CHECK_FALSE(DiskClient::open(client.device, 257, [] {}));
+}
+
+TEST_CASE("script: a client's requests wait as long as a stage wants, and no longer once it stops") {
+    using stages_test::leaf, stages_test::open, stages_test::over;
+    using namespace vbd::stages;
+    const DiskSpec memory = leaf({.driver = Driver::kMemory, .size_bytes = 4 * kMiB});
+    {
+        Client client(std::shared_ptr<Device>(
+            open(over(DelayOptions{.delay_ns = {20'000'000}}, memory))));
+        const uint64_t begin_ns = monotonic_ns();
+        CHECK(client.run(IoOp::kRead, 0, 4096) == 0);
+        CHECK(monotonic_ns() - begin_ns >= 20'000'000);
+    }
+    for (const DiskSpec& spec :
+         {over(DelayOptions{.delay_ns = {3'600'000'000'000}}, memory),
+          over(ThrottleOptions{.iops = 0.001, .burst_s = 0}, memory),
+          over(ReadAheadOptions{}, over(DelayOptions{.delay_ns = {500'000'000}}, memory))}) {
+        Client client(std::shared_ptr<Device>(open(spec)));
+        for (uint32_t slot = 0; slot < 8; slot++) {
+            client.submit(slot, IoOp::kRead, slot * 4096.0, 4096);
+        }
+        client.client->kick();
+        const uint64_t begin_ns = monotonic_ns();
+        client.client->stop();
+        CHECK(monotonic_ns() - begin_ns < 1'900'000'000);
+        // Nothing of it was left with the device.
+        CHECK(client.device.use_count() == 1);
+    }
 }
 
 TEST_CASE("script: a client that stops lets go of the device, with requests on the way") {
