@@ -1,5 +1,5 @@
 /**
- * `readAhead` as a script, for chains in which a script lies below it: the same behaviour as native/stages/read_ahead.h.
+ * `readAhead` as a script, for chains in which a script lies below it: the same as native/stages/read_ahead.h.
  */
 import type { ForwardedIo, MakeFilter, OpenDisk } from './script.js'
 
