@@ -122,6 +122,8 @@ export class Workload {
    */
   async verify(seconds: number): Promise<number> {
     const endMs = performance.now() + seconds * 1000
+    // The resize may have come after the last operation.
+    this.#grow()
     const { sizeBytes } = this.#disk.properties
     const { scratchFrom, signal } = this.#options
     let at = 0

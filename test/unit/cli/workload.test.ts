@@ -99,6 +99,13 @@ it('uses what a resize adds', async () => {
   expect(disk.content.subarray(IMAGE + SCRATCH).some((byte) => byte !== 0)).toBe(true)
 })
 
+it('reads back what a resize adds after the last of its operations', async () => {
+  const run = workload(0.2)
+  await run.run()
+  disk.grow(SCRATCH)
+  expect(await run.verify(10)).toBe(IMAGE + 2 * SCRATCH)
+})
+
 it('finds one flipped bit', async () => {
   let reads = 0
   disk.lie = (kind) => kind === 'read' && ++reads === 50
