@@ -76,9 +76,17 @@ export class Backing {
     this.#tunables = options.tunables
   }
 
-  /** What is taken of connected rings is noted: see journal.ts. */
+  /**
+   * What is taken of connected rings is noted: see journal.ts. Not with a shared image: there is no lock that would
+   * keep the next process away while the kernel still writes for the dead one.
+   */
   get journaled(): boolean {
-    return this.#o.journal !== undefined && this.#o.engine.kind === 'native'
+    const { shared } = this.#lease?.disk ?? this.#disk
+    return this.#o.journal !== undefined && this.#o.engine.kind === 'native' && !shared
+  }
+
+  #withJournal(connection: Connection): Connection {
+    return withJournal(connection, this.journaled ? this.#o.journal : undefined)
   }
 
   get paused(): boolean {
@@ -167,7 +175,7 @@ export class Backing {
         // Paused again while this waited for its turn.
         if (this.#pause !== undefined) return undefined
         this.#stuck = false
-        const result = await this.#vbd!.connect(withJournal(connection, this.#o.journal))
+        const result = await this.#vbd!.connect(this.#withJournal(connection))
         const { takeOver: _once, ...ours } = connection
         this.#connection = ours
         return result
@@ -240,7 +248,7 @@ export class Backing {
       const connection = this.#connection
       if (connection === undefined || this.#closed !== undefined) return
       try {
-        await this.#vbd!.connect(withJournal(connection, this.#o.journal))
+        await this.#vbd!.connect(this.#withJournal(connection))
       } catch (thrown) {
         const message = `the rings could not be taken up again: ${toVbdError(thrown).message}`
         this.#stuck = true

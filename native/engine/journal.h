@@ -10,7 +10,7 @@
 // be stored at the moment of publishing; everything else that was taken is done again. Doing it
 // again does no harm, because its guest has had no answer: the same bytes are read or written, and
 // what it was taken with is a copy. What the dead process still had at the disk cannot come later:
-// the image is locked until the kernel is through with it.
+// the image is locked until the kernel is through with it (an image without a lock has no journal).
 #pragma once
 
 #include <string>

@@ -255,28 +255,34 @@ describe.skipIf(!built)('a daemon that is killed', () => {
     120_000,
   )
 
-  it('with requests under way and no journal: the guest begins again, and loses nothing', async () => {
-    const frontend = await connect()
-    const disk = new VerifiedDisk(frontend, { seed: 9, sectors: SIZE / 512 })
-    const stopping = new AbortController()
-    const running = disk.run({ depth: 24, signal: stopping.signal })
-    await vi.waitFor(() => expect(disk.done).toBeGreaterThan(100), PATIENT)
-    await daemon.kill('SIGKILL')
-    for (const name of readdirSync(host.dir)) {
-      if (name.startsWith('journal')) rmSync(join(host.dir, name))
-    }
-    await startDaemon()
-    const last = disk.done
-    await vi.waitFor(() => expect(disk.done).toBeGreaterThan(last + 100), PATIENT)
-    expect(breaks).toBe(1)
-    await expect
-      .poll(() => daemon.err, PATIENT)
-      .toMatch(/has to reconnect \(requests are under way on ring \d\)/)
-    stopping.abort()
-    await running
-    await disk.check()
-    expect(frontend.violations).toEqual([])
-  })
+  it.each([
+    ['no journal', ''],
+    ['an image that nobody locks', 'file,shared:'],
+  ])(
+    'with requests under way and %s: the guest begins again, and loses nothing',
+    async (_, how) => {
+      const frontend = await connect({}, `${how}${image}`)
+      const disk = new VerifiedDisk(frontend, { seed: 9, sectors: SIZE / 512 })
+      const stopping = new AbortController()
+      const running = disk.run({ depth: 24, signal: stopping.signal })
+      await vi.waitFor(() => expect(disk.done).toBeGreaterThan(100), PATIENT)
+      await daemon.kill('SIGKILL')
+      const journals = readdirSync(host.dir).filter((name) => name.startsWith('journal'))
+      expect(journals.length).toBe(how === '' ? 2 : 0)
+      for (const name of journals) rmSync(join(host.dir, name))
+      await startDaemon()
+      const last = disk.done
+      await vi.waitFor(() => expect(disk.done).toBeGreaterThan(last + 100), PATIENT)
+      expect(breaks).toBe(1)
+      await expect
+        .poll(() => daemon.err, PATIENT)
+        .toMatch(/has to reconnect \(requests are under way on ring \d\)/)
+      stopping.abort()
+      await running
+      await disk.check()
+      expect(frontend.violations).toEqual([])
+    },
+  )
 })
 
 describe.skipIf(!built)('a serve with --on-stop keep', () => {
