@@ -7,7 +7,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 
 #include "base/fd.h"
@@ -19,8 +18,6 @@ namespace {
 constexpr uint64_t kMagic = 0x314c4e524a444256;  // "VBDJRNL1"
 constexpr size_t kNameBytes = 64;
 
-enum State : uint32_t { kFree, kTaken, kAnswered };
-
 }  // namespace
 
 struct Journal::Header {
@@ -28,13 +25,6 @@ struct Journal::Header {
     uint32_t entries;
     std::atomic<uint32_t> spoiled;
     char rings[kNameBytes];
-};
-
-struct alignas(128) Journal::Entry {
-    blkif::RawSlot slot;
-    std::atomic<uint32_t> state;
-    uint32_t position;
-    uint32_t sequence;
 };
 
 namespace {
@@ -67,6 +57,8 @@ Journal& Journal::operator=(Journal&& other) noexcept {
     path_.swap(other.path_);
     free_.swap(other.free_);
     answered_.swap(other.answered_);
+    std::swap(free_count_, other.free_count_);
+    std::swap(answered_count_, other.answered_count_);
     return *this;
 }
 
@@ -84,8 +76,8 @@ Result<Journal> Journal::map(int fd, const std::string& path, uint32_t entries) 
     journal.entries_ =
         reinterpret_cast<Entry*>(static_cast<uint8_t*>(memory) + kHeaderBytes);
     journal.path_ = path;
-    journal.free_.reserve(entries);
-    journal.answered_.reserve(entries);
+    journal.free_ = std::make_unique<uint32_t[]>(entries);
+    journal.answered_ = std::make_unique<uint32_t[]>(entries);
     return journal;
 }
 
@@ -111,7 +103,8 @@ Result<Journal> Journal::create(const std::string& path, const std::string& ring
     header.magic = kMagic;
     header.entries = entries;
     rings.copy(header.rings, kNameBytes - 1);
-    for (uint32_t i = entries; i-- > 0;) journal.value().free_.push_back(i);
+    Journal& made = journal.value();
+    for (uint32_t i = entries; i-- > 0;) made.free_[made.free_count_++] = i;
     if (::rename(fresh.c_str(), path.c_str()) < 0) {
         return system_error(ErrorKind::kBacking, errno, "making " + path);
     }
@@ -147,7 +140,7 @@ Result<Journal> Journal::recover(const std::string& path, const std::string& rin
             entry.state.store(kTaken, std::memory_order_release);
         } else {
             entry.state.store(kFree, std::memory_order_release);
-            journal.free_.push_back(i);
+            journal.free_[journal.free_count_++] = i;
         }
     }
     return journal;
@@ -166,32 +159,6 @@ std::vector<uint32_t> Journal::unanswered() const {
 
 const blkif::RawSlot& Journal::slot(uint32_t entry) const {
     return entries_[entry].slot;
-}
-
-uint32_t Journal::take(const blkif::RawSlot& slot, uint32_t sequence) {
-    VBD_CHECK(!free_.empty());
-    const uint32_t number = free_.back();
-    free_.pop_back();
-    Entry& entry = entries_[number];
-    entry.slot = slot;
-    entry.sequence = sequence;
-    entry.state.store(kTaken, std::memory_order_release);
-    return number;
-}
-
-void Journal::answer(uint32_t number, uint32_t position) {
-    Entry& entry = entries_[number];
-    entry.position = position;
-    entry.state.store(kAnswered, std::memory_order_release);
-    answered_.push_back(number);
-}
-
-void Journal::published() {
-    for (const uint32_t number : answered_) {
-        entries_[number].state.store(kFree, std::memory_order_release);
-        free_.push_back(number);
-    }
-    answered_.clear();
 }
 
 void Journal::spoil() {

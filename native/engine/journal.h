@@ -13,6 +13,8 @@
 // the image is locked until the kernel is through with it (an image without a lock has no journal).
 #pragma once
 
+#include <atomic>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -23,7 +25,15 @@ namespace vbd::engine {
 
 class Journal {
   public:
-    struct Entry;
+    enum State : uint32_t { kFree, kTaken, kAnswered };
+
+    struct alignas(128) Entry {
+        blkif::RawSlot slot;
+        std::atomic<uint32_t> state;
+        uint32_t position;
+        uint32_t sequence;
+    };
+
     struct Header;
 
     Journal() = default;
@@ -66,8 +76,37 @@ class Journal {
     Entry* entries_ = nullptr;
     size_t bytes_ = 0;
     std::string path_;
-    std::vector<uint32_t> free_;
-    std::vector<uint32_t> answered_;  // not published yet
+    // Stacks: the entry that was used last is the one whose cache lines are at hand.
+    std::unique_ptr<uint32_t[]> free_;
+    std::unique_ptr<uint32_t[]> answered_;  // not published yet
+    uint32_t free_count_ = 0;
+    uint32_t answered_count_ = 0;
 };
+
+inline uint32_t Journal::take(const blkif::RawSlot& slot, uint32_t sequence) {
+    VBD_CHECK(free_count_ != 0);
+    const uint32_t number = free_[--free_count_];
+    Entry& entry = entries_[number];
+    entry.slot = slot;
+    entry.sequence = sequence;
+    entry.state.store(kTaken, std::memory_order_release);
+    return number;
+}
+
+inline void Journal::answer(uint32_t number, uint32_t position) {
+    Entry& entry = entries_[number];
+    entry.position = position;
+    entry.state.store(kAnswered, std::memory_order_release);
+    answered_[answered_count_++] = number;
+}
+
+// Said of each although its position says so, too: positions come around again.
+inline void Journal::published() {
+    while (answered_count_ != 0) {
+        const uint32_t number = answered_[--answered_count_];
+        entries_[number].state.store(kFree, std::memory_order_release);
+        free_[free_count_++] = number;
+    }
+}
 
 }  // namespace vbd::engine

@@ -100,7 +100,9 @@ describe.skipIf(!built)('a daemon that is stopped and started again', () => {
       await startDaemon()
       await early
       expect((await frontend.read(4096, 4096))[0]).toBe(2 + turn)
-      expect(await store.read(`${BACK}/vbdkit-rings`)).toMatch(/^1 journaled /)
+      await vi.waitFor(async () => {
+        expect(await store.read(`${BACK}/vbdkit-rings`)).toMatch(/^1 journaled /)
+      }, PATIENT)
       await daemon.says(/1:xvda: connected, x86_64-abi, 2 queues of 4 pages/)
       expect(daemon.err).toBe('')
     }
