@@ -39,6 +39,21 @@ export default ({ greeting, deadline }) => ({
   },
 })`
 
+/**
+ * VBDKIT_SANITIZED: a folder with an addon that was built with AddressSanitizer, whose runtime LD_PRELOAD brings into the
+ * processes here. What that finds is on their stderr, which has to be empty.
+ */
+const PATIENCE_S = process.env.VBDKIT_SANITIZED === undefined ? 100 : 400
+const sanitized: NodeJS.ProcessEnv =
+  process.env.VBDKIT_SANITIZED === undefined
+    ? {}
+    : {
+        VBDKIT_PREBUILD: process.env.VBDKIT_SANITIZED,
+        LD_PRELOAD: process.env.VBDKIT_SANITIZER_RUNTIME,
+        // What Node.js itself never gives back is no concern of ours.
+        ASAN_OPTIONS: 'detect_leaks=0:abort_on_error=0',
+      }
+
 /** Runs a script in a process of its own; resolves with the lines that it printed. */
 async function script(body: string, code = 0): Promise<string[]> {
   const source = `
@@ -57,8 +72,9 @@ async function script(body: string, code = 0): Promise<string[]> {
     ${body}`
   const args = ['--input-type=module', '-e', source]
   const { stdout, stderr, signal } = await tool(process.execPath, args, {
-    seconds: 100,
+    seconds: PATIENCE_S,
     codes: [code],
+    env: sanitized,
   })
   expect(signal).toBeNull()
   expect(stderr).toBe('')
@@ -78,7 +94,9 @@ const SERVING = `
   const guest = await MockGuest.join({ dir: backend.mock.dir, domid: 1 })
   const disk = await guest.disk('xvda')
   const read = (offset) => disk.read(offset, 512).then((data) => 'read ' + data[0], () => 'failed')
-  await disk.write(0, Buffer.alloc(512, 7))`
+  // On a busy machine the short deadline may strike here, too.
+  while (!(await disk.write(0, Buffer.alloc(512, 7)).then(() => true, () => false)));
+  errors.splice(0)`
 
 const END = 'await guest.close(); await backend.close(); log("done")'
 
@@ -162,12 +180,16 @@ describe.skipIf(missing !== undefined)(`threads${missing ? ` (${missing})` : ''}
     await script(`${SERVING}\n${end}`, code)
   })
 
-  it('40 threads are terminated one after the other while their scripts serve', async () => {
-    const lines = await script(TERMINATIONS)
-    const { done, threads } = JSON.parse(lines.at(-1)!) as { done: number; threads: number[] }
-    expect(done).toBeGreaterThan(40)
-    expect(new Set(threads).size, `threads: ${threads}`).toBe(1)
-  }, 110_000)
+  it(
+    '40 threads are terminated one after the other while their scripts serve',
+    async () => {
+      const lines = await script(TERMINATIONS)
+      const { done, threads } = JSON.parse(lines.at(-1)!) as { done: number; threads: number[] }
+      expect(done).toBeGreaterThan(40)
+      expect(new Set(threads).size, `threads: ${threads}`).toBe(1)
+    },
+    (PATIENCE_S + 10) * 1000,
+  )
 })
 
 /** A thread that serves three disks: by functions that are not async, by async ones, and by a thread of its own. */
