@@ -1,6 +1,7 @@
 /**
  * A disk that is a file on a web server: what the guest reads is fetched with range requests, a block at a time, and
- * kept in a local file. Read-only; put an overlay over it for a guest that writes.
+ * kept in a local file. Read-only. Overlays run in C++ and so not above a script: for a guest that writes, serve an
+ * overlay of the local file, once all of it has been read.
  *
  *     vbdkit serve 1:xvda examples/http.ts url=https://example.org/debian.raw cache=/var/cache/debian.raw
  */
