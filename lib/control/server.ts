@@ -7,6 +7,7 @@ import { setMaxListeners } from 'node:events'
 import { mkdirSync } from 'node:fs'
 import type { Server, Socket } from 'node:net'
 import { dirname } from 'node:path'
+import { within } from '../deadline.js'
 import { toVbdError, VbdError } from '../errors.js'
 import { listenUnix } from '../xenstore/socket_file.js'
 import {
@@ -22,8 +23,10 @@ import {
   type Tuning,
 } from './protocol.js'
 
-/** Unsent bytes of one client above which no more statistics are made for it. */
+/** Unsent bytes of one client above which no more statistics are made for it, and no more requests taken. */
 const MAX_UNSENT_BYTES = 1024 * 1024
+/** How long a client is given to read its last answers: guests wait for our end. */
+const LAST_ANSWERS_MS = 500
 
 /** What a control socket controls. Results travel as JSON; rejections as VbdErrors. */
 export interface ControlTarget {
@@ -73,16 +76,19 @@ export class ControlServer {
   }
 
   async close(): Promise<void> {
+    const closed = new Promise<void>((resolve) => this.#server?.close(() => resolve()))
     for (const client of this.#clients) client.close()
-    await new Promise<void>((resolve) => this.#server?.close(() => resolve()))
+    if (await within(closed, LAST_ANSWERS_MS)) return
+    for (const client of this.#clients) client.drop()
+    await closed
   }
 
   #accept(socket: Socket): void {
+    const full = this.#clients.size >= MAX_CLIENTS
     const client = new Client(socket, this.#target, () => this.#clients.delete(client))
-    if (this.#clients.size >= MAX_CLIENTS) {
+    this.#clients.add(client)
+    if (full) {
       client.refuse(new VbdError('ERR_VBD_BUSY', `${MAX_CLIENTS} clients are connected already`))
-    } else {
-      this.#clients.add(client)
     }
   }
 }
@@ -107,6 +113,7 @@ class Client {
         this.refuse(toVbdError(thrown))
       }
     })
+    socket.on('drain', () => socket.resume())
     socket.on('error', () => socket.destroy())
     socket.on('close', () => {
       this.#gone.abort()
@@ -119,6 +126,11 @@ class Client {
     this.#socket.destroySoon()
   }
 
+  /** Whatever it has not read. */
+  drop(): void {
+    this.#socket.destroy()
+  }
+
   refuse(error: VbdError): void {
     this.#socket.removeAllListeners('data')
     this.#send({ id: 0, ok: false, error: errorToWire(error) })
@@ -126,7 +138,8 @@ class Client {
   }
 
   #line(line: string): void {
-    if (line === '') return
+    // Refused for a line before this one.
+    if (line === '' || this.#socket.writableEnded) return
     let request: ControlRequest
     try {
       request = parseLine(requestSchema, line)
@@ -215,7 +228,9 @@ class Client {
   }
 
   #send(response: ControlResponse): void {
-    if (this.#socket.writable) this.#socket.write(`${JSON.stringify(response)}\n`)
+    if (!this.#socket.writable) return
+    this.#socket.write(`${JSON.stringify(response)}\n`)
+    if (this.#socket.writableLength > MAX_UNSENT_BYTES) this.#socket.pause()
   }
 }
 

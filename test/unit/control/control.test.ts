@@ -328,6 +328,46 @@ describe('a control client', () => {
   })
 })
 
+describe('a client that reads nothing', () => {
+  let socket: net.Socket
+
+  /** A peer that says `text` and never looks at what comes back. */
+  async function deaf(text: string): Promise<void> {
+    socket = net.connect(path)
+    socket.on('error', () => {})
+    socket.pause()
+    await new Promise<void>((resolve) => socket.once('connect', resolve))
+    open.push({ close: () => socket.destroy() })
+    socket.write(text)
+  }
+
+  it('does not hold up the end of the server', async () => {
+    target.info = (vbd) => ({ id: vbd, state: 'x'.repeat(4 * 1024 * 1024) })
+    await deaf('{"id":1,"verb":"info","vbd":"1:xvda"}\n')
+    const client = await connect()
+    await client.call({ verb: 'list' })
+    await server.close()
+  })
+
+  it('is not read on: what waits for it is bounded', async () => {
+    const asked = 6400
+    let served = 0
+    target.info = (vbd) => {
+      served++
+      return { id: vbd, state: 'x'.repeat(1024) }
+    }
+    await deaf('')
+    const client = await connect()
+    for (let sent = 0; sent < asked; sent += MAX_PENDING_PER_CLIENT / 2) {
+      socket.write('{"id":1,"verb":"info","vbd":"1:xvda"}\n'.repeat(MAX_PENDING_PER_CLIENT / 2))
+      // The server reads everybody in turn.
+      await client.call({ verb: 'list' })
+    }
+    expect(served).toBeGreaterThan(500)
+    expect(served).toBeLessThan(asked / 2)
+  })
+})
+
 describe('LineSplitter', () => {
   it('gives the same lines however the bytes are cut', () => {
     fc.assert(
