@@ -3,6 +3,7 @@
 #include "engine/queue.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/clock.h"
 #include "engine/mailbox.h"
@@ -26,6 +27,7 @@ constexpr uint32_t kBatchRequests = 64;
 constexpr uint32_t kBatchAlone = 16;
 constexpr uint64_t kSpuriousDelayUnitNs = 1'000'000;
 constexpr uint64_t kSpuriousDelayMaxNs = 1'000'000'000;
+constexpr uint64_t kStarvedRetryNs = 1'000'000;
 
 // 0, 1, 2, 4 ... 1000 ms: what an event that brought nothing costs its sender.
 uint64_t spurious_delay_ns(uint32_t in_row) {
@@ -202,7 +204,12 @@ bool Queue::reap(uint64_t now_ns) {
 
 bool Queue::consume(uint64_t now_ns) {
     pass_pages_ = 0;
+    starved_ = false;
     if (stalled_) {
+        if (flush_failed() && stalled_->request.operation != Operation::kRead) [[unlikely]] {
+            refuse_after_failed_flush(std::exchange(stalled_, nullptr));
+            return true;
+        }
         if (!may_consume() || !admit(stalled_)) return false;
     } else {
         if ((closing_ && !resuming()) || barrier_ || corrupt_) return false;
@@ -255,8 +262,7 @@ uint32_t Queue::take_requests(const blkif::Limits& limits, uint64_t now_ns) {
         Operation operation = item->request.operation;
         if (operation == Operation::kFlush || operation == Operation::kWriteBarrier)
             item->stage = Stage::kPreFlush;
-        if (operation != Operation::kRead && shared_->flush_failed.load(std::memory_order_relaxed))
-            [[unlikely]] {
+        if (operation != Operation::kRead && flush_failed()) [[unlikely]] {
             refuse_after_failed_flush(item);
             continue;
         }
@@ -298,7 +304,9 @@ bool Queue::admit(InFlight* item) {
     uint64_t budget = shared_->tunables.max_in_flight_bytes.load(std::memory_order_relaxed);
     if (in_flight_bytes_ + bytes > budget && in_flight_bytes_ > 0) return false;
     const memory::PagePool& pool = *services_.pool;
-    if (pass_pages_ + pages > pool.available()) return false;
+    starved_ = pass_pages_ + pages > pool.available();
+    if (starved_) [[unlikely]]
+        return false;
     pass_pages_ += pages;
     item->budget_bytes = bytes;
     in_flight_bytes_ += bytes;
@@ -365,6 +373,9 @@ bool Queue::arm(uint64_t now_ns) {
     armed_ = true;
     // What a dead process had taken has no event to wait for.
     if (started_ && resuming() && !stalled_ && !barrier_ && !gate_closed()) return armed_ = false;
+    // Pages that another ring gives back wake nobody.
+    if (starved_) [[unlikely]]
+        unmask_due_ns_ = now_ns + kStarvedRetryNs;
     // Where the guest cannot give us work now, a completion or a kick wakes us, not an event.
     if (!started_ || closing_ || corrupt_ || stalled_ || barrier_ || gate_closed()) return true;
     if (event_taken_) {

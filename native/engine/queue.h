@@ -89,7 +89,8 @@ class Queue {
     /// The event descriptor became readable.
     void on_event();
 
-    /// When a delayed unmask is due; UINT64_MAX: none. Then end_unmask_delay(), and a pass.
+    /// When a delayed unmask is due, or another look at an empty pool; UINT64_MAX: neither.
+    /// Then end_unmask_delay(), and a pass.
     uint64_t unmask_due_ns() const { return unmask_due_ns_; }
     void end_unmask_delay();
 
@@ -136,6 +137,8 @@ class Queue {
     void publish();
     void hold_flush(memory::InFlight* item);
     void refuse_after_failed_flush(memory::InFlight* item);
+    /// Nothing but reads is begun, and no flush trusted, once one has failed.
+    bool flush_failed() const { return shared_->flush_failed.load(std::memory_order_relaxed); }
     bool run_barrier(uint64_t now_ns);
     bool others_quiet() const;
     bool gate_closed() const;
@@ -173,6 +176,7 @@ class Queue {
     uint32_t at_device_ = 0;  // requests started and not answered
     uint64_t in_flight_bytes_ = 0;
     uint64_t pass_pages_ = 0;  // pool pages promised to the batch being taken
+    bool starved_ = false;     // the pool had no pages for the request that waits
 
     bool armed_ = false;
     bool event_taken_ = false;  // the port is masked until unmask

@@ -22,8 +22,10 @@ bool changes_disk(Operation operation) {
 // The device is done with one step of a request: the next step, or the end.
 void Queue::advance(InFlight* item) {
     const block::Io& io = item->io;
+    // One that was under way beside a flush that failed says nothing about what that one has lost.
+    if (io.op == block::IoOp::kFlush && (io.error != 0 || flush_failed())) [[unlikely]]
+        return hold_flush(item);
     if (io.error != 0) [[unlikely]] {
-        if (io.op == block::IoOp::kFlush) return hold_flush(item);
         counters_.disk_errors.add();
         bool is_discard = io.op == block::IoOp::kDiscard || io.op == block::IoOp::kSecureDiscard;
         (is_discard && io.error == EOPNOTSUPP ? item->unsupported : item->failed) = true;
@@ -43,7 +45,7 @@ void Queue::advance(InFlight* item) {
 // A guest that sees a failed flush takes it for a success and never flushes again (Linux blkfront),
 // so it sees nothing. The pages still go back.
 void Queue::hold_flush(InFlight* item) {
-    counters_.disk_errors.add();
+    if (item->io.error != 0) counters_.disk_errors.add();
     item->held = true;
     item->failed = true;
     // Done again, it might succeed.

@@ -46,6 +46,10 @@ bool Queue::others_quiet() const {
 
 bool Queue::run_barrier(uint64_t now_ns) {
     if (barrier_running_) return false;
+    if (flush_failed()) [[unlikely]] {
+        release_barrier();  // never begun, and never answered
+        return true;
+    }
     if (several_rings_) {
         Queue* nobody = nullptr;
         Queue* owner = shared_->barrier_owner.load();
@@ -66,8 +70,9 @@ void Queue::release_barrier() {
     barrier_ = nullptr;
     barrier_running_ = false;
     if (!several_rings_) return;
-    shared_->barrier_owner.store(nullptr);
-    shared_->kick_others(options_.index);
+    Queue* self = this;
+    if (shared_->barrier_owner.compare_exchange_strong(self, nullptr))
+        shared_->kick_others(options_.index);
 }
 
 }  // namespace vbd::engine

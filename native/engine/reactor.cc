@@ -147,6 +147,7 @@ bool Reactor::turn(uint64_t now_ns) {
     }
     bool completions = io_->poll() > 0;
     worked |= completions;
+    if (now_ns >= next_tick_ns_) run_timers(now_ns);  // before the passes of those that it wakes
     const bool alone = busy_rings_ <= 1;
     busy_rings_ = 0;
     for (Member& member : members_) {
@@ -161,7 +162,6 @@ bool Reactor::turn(uint64_t now_ns) {
     }
     io_->submit();
     if (closing_count_ > 0) remove_drained();
-    if (now_ns >= next_tick_ns_) run_timers(now_ns);
     return worked;
 }
 

@@ -187,6 +187,7 @@ Status Vbd::use_device(std::shared_ptr<block::Device> device) {
     }
     shared_->device = device.get();
     shared_->device_owner = std::move(device);
+    shared_->flush_failed = false;  // of the one before
     return {};
 }
 

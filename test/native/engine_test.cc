@@ -561,6 +561,123 @@ TEST_CASE(
     CHECK(!rig.vbd->drained());  // the flushes and the barrier
 }
 
+TEST_CASE("engine: a flush that was under way beside one that failed is not answered either") {
+    auto device = std::make_shared<ManualDevice>(1 << 20);
+    EngineRig rig(device);
+    REQUIRE(rig.connect());
+    rig.fronts[0].write_data(Operation::kFlush, 1, 0, {});
+    rig.fronts[0].write_data(Operation::kFlush, 2, 0, {});
+    rig.push();
+    device->wait_for(2);
+    device->complete(1, EIO);
+    rig.wait_for_events(1);
+    device->complete(1);
+    CHECK(rig.silent());
+    rig.disconnect();
+    CHECK(!rig.vbd->drained());
+}
+
+TEST_CASE("engine: a barrier that waits when a flush fails is never begun, and holds up nobody") {
+    auto device = std::make_shared<ManualDevice>(1 << 20);
+    RigOptions options;
+    options.rings = 2;
+    EngineRig rig(device, options);
+    REQUIRE(rig.connect());
+    rig.fronts[0].write_data(Operation::kFlush, 1, 0, {});
+    rig.fronts[0].write_data(Operation::kWriteBarrier, 2, 0, {});
+    rig.push();
+    device->wait_for(1);
+    CHECK(rig.silent());
+    device->complete(1, EIO);
+    rig.wait_for_events(1);
+    Segment segment = rig.segment(0);
+    for (uint32_t ring = 0; ring < 2; ring++) {
+        CHECK(rig.transact(Operation::kWrite, 0, {segment}, ring) == blkif::kResponseError);
+        rig.fronts[ring].write_data(Operation::kRead, 3, 0, std::span(&segment, 1));
+        rig.push(ring);
+        CHECK(device->wait_for(1)[0] == block::IoOp::kRead);
+        device->complete(1);
+        CHECK(rig.collect(1, ring)[0].id == 3);
+    }
+    rig.disconnect();
+    CHECK(!rig.vbd->drained());
+}
+
+TEST_CASE("engine: what was over the budget when a flush failed is refused as all after it is") {
+    auto device = std::make_shared<ManualDevice>(1 << 20);
+    EngineRig rig(device);
+    rig.vbd->tunables().max_in_flight_bytes = kPageSize;
+    REQUIRE(rig.connect());
+    Segment segment = rig.segment(0);
+    rig.fronts[0].write_data(Operation::kFlush, 1, 0, {});
+    rig.fronts[0].write_data(Operation::kRead, 2, 0, std::span(&segment, 1));
+    rig.fronts[0].write_data(Operation::kWrite, 3, 8, std::span(&segment, 1));
+    rig.push();
+    device->wait_for(2);
+    device->complete(1, EIO);
+    const auto refused = rig.collect(1)[0];
+    CHECK(refused.id == 3);
+    CHECK(refused.status == blkif::kResponseError);
+    device->complete(1);
+    CHECK(rig.collect(1)[0].id == 2);
+    CHECK(device->waiting() == 0);
+}
+
+TEST_CASE("engine: another disk begins without the failed flush of the one before") {
+    auto device = std::make_shared<ManualDevice>(1 << 20);
+    EngineRig rig(device);
+    REQUIRE(rig.connect());
+    rig.fronts[0].write_data(Operation::kFlush, 1, 0, {});
+    rig.push();
+    device->wait_for(1);
+    device->complete(1, EIO);
+    rig.wait_for_events(1);
+    rig.disconnect();
+    REQUIRE(rig.vbd->use_device(memory_disk(1 << 20)));
+    rig.make_rings();
+    REQUIRE(rig.connect());
+    CHECK(rig.transact(Operation::kWrite, 0, {rig.segment(0)}) == blkif::kResponseOkay);
+    CHECK(rig.transact(Operation::kFlush, 0, {}) == blkif::kResponseOkay);
+}
+
+TEST_CASE(
+    "engine: a request that found no page in the reactor's pool goes on when others give theirs "
+    "back") {
+    constexpr uint32_t kPagesEach = blkif::kMaxIndirectSegments;
+    auto device = std::make_shared<ManualDevice>(uint64_t{kPagesEach} * kPageSize);
+    RigOptions options;
+    options.rings = 8;  // times 32 requests: all pages that there are
+    options.transfer = engine::TransferChoice::kCopy;
+    options.max_indirect = kPagesEach;
+    options.data_pages = 16;
+    EngineRig greedy(device, options);
+    greedy.vbd->tunables().max_in_flight_bytes = UINT64_MAX;
+    REQUIRE(greedy.connect());
+    const std::vector<Segment> descriptors(blkif::kSegmentsPerIndirectPage, greedy.segment(1));
+    std::memcpy(greedy.data(0), descriptors.data(), descriptors.size() * sizeof(Segment));
+    const std::vector<GrantRef> pages(blkif::kMaxIndirectPages, greedy.data_ref(0));
+    for (uint32_t ring = 0; ring < options.rings; ring++) {
+        for (uint64_t id = 0; id < 32; id++)
+            greedy.fronts[ring].write_indirect(Operation::kRead, id, 0, kPagesEach, pages);
+        greedy.push(ring);
+    }
+    device->wait_for(options.rings * 32);
+
+    RigOptions none = options;
+    none.rings = 1;
+    none.reactors = 0;
+    EngineRig modest(memory_disk(1 << 20), none);
+    modest.lent.push_back(greedy.reactors[0].get());
+    REQUIRE(modest.connect());
+    const Segment segment = modest.segment(0);
+    modest.fronts[0].write_data(Operation::kRead, 1, 0, std::span(&segment, 1));
+    modest.push();
+    CHECK(modest.silent());
+    CHECK(modest.counters().out_of_requests.get() == 1);
+    device->complete(options.rings * 32, EIO);
+    CHECK(modest.collect(1)[0].status == blkif::kResponseOkay);
+}
+
 TEST_CASE("engine: disk errors become the right answers") {
     auto device = std::make_shared<ManualDevice>(1 << 20);
     EngineRig rig(device);
