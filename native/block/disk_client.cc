@@ -1,8 +1,6 @@
 #include "block/disk_client.h"
 
 #include <poll.h>
-#include <pthread.h>
-#include <signal.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 
@@ -55,10 +53,7 @@ Result<std::shared_ptr<DiskClient>> DiskClient::open(std::shared_ptr<Device> dev
     std::condition_variable ready;
     bool done = false;
     Status status;
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);  // signals are for the program's own threads
-    client->thread_ = std::thread([&, self = client.get()] {
+    Status running = client->thread_.start("vbd-client", [&, self = client.get()] {
         self->run([&](Status outcome) {
             const std::lock_guard lock(mutex);
             status = std::move(outcome);
@@ -66,7 +61,7 @@ Result<std::shared_ptr<DiskClient>> DiskClient::open(std::shared_ptr<Device> dev
             ready.notify_one();
         });
     });
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    if (!running) return running.error();
     std::unique_lock lock(mutex);
     ready.wait(lock, [&] { return done; });
     if (!status) return status.error();
@@ -105,7 +100,6 @@ Status DiskClient::set_up() {
 }
 
 void DiskClient::run(const std::function<void(Status)>& started) {
-    ::pthread_setname_np(::pthread_self(), "vbd-client");
     Status status = set_up();
     const bool ok = static_cast<bool>(status);
     started(std::move(status));

@@ -17,11 +17,11 @@
 #include <functional>
 #include <memory>
 #include <mutex>
-#include <thread>
 #include <vector>
 
 #include "base/fd.h"
 #include "base/result.h"
+#include "base/thread.h"
 #include "block/device.h"
 #include "block/io_context.h"
 #include "block/script_ring.h"
@@ -81,7 +81,7 @@ class DiskClient {
     std::function<void()> bell_;
     Fd wake_fd_;
     std::atomic<bool> stopping_{false};
-    std::thread thread_;
+    Thread thread_;
 
     // The thread's own.
     std::unique_ptr<IoContext> context_;

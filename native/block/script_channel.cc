@@ -1,8 +1,6 @@
 // ScriptChannel: slots, the rings, deadlines.
 #include "block/script_channel.h"
 
-#include <pthread.h>
-#include <signal.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -61,12 +59,8 @@ Result<std::shared_ptr<ScriptChannel>> ScriptChannel::create(
     for (uint32_t i = slots; i > 0; i--) channel->free_.push_back(i - 1);
     channel->outbox_.reserve(kScriptMaxSlots);
 
-    // Signals are for the program's own threads.
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    channel->watchdog_ = std::thread([self = channel.get()] { self->watch(); });
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    Status running = channel->watchdog_.start("vbd-script", [self = channel.get()] { self->watch(); });
+    if (!running) return running.error();
     return channel;
 }
 
@@ -279,7 +273,6 @@ void ScriptChannel::wake_watchdog() {
 }
 
 void ScriptChannel::watch() {
-    ::pthread_setname_np(::pthread_self(), "vbd-script");
     const auto period =
         std::chrono::nanoseconds(std::clamp(deadline_ns_ / 8, kLeastPeriodNs, kMostPeriodNs));
     std::vector<Overdue> found;

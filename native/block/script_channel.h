@@ -25,10 +25,10 @@
 #include <span>
 #include <string>
 #include <string_view>
-#include <thread>
 #include <vector>
 
 #include "base/result.h"
+#include "base/thread.h"
 #include "block/device.h"
 #include "block/io_context.h"
 #include "block/script_ring.h"
@@ -193,7 +193,7 @@ class ScriptChannel {
     bool stopping_ = false;
     bool watchdog_idle_ = true;
     std::condition_variable watchdog_wakes_;
-    std::thread watchdog_;
+    Thread watchdog_;
 };
 
 }  // namespace vbd::block

@@ -1,7 +1,5 @@
 #include "block/worker.h"
 
-#include <signal.h>
-
 #include <optional>
 
 #include "block/file_io.h"
@@ -11,26 +9,19 @@ namespace vbd::block {
 Worker::~Worker() {
     {
         std::lock_guard lock(mutex_);
-        if (!started_) return;
+        if (!thread_.joinable()) return;
         stopping_ = true;
     }
     changed_.notify_one();
-    pthread_join(thread_, nullptr);
+    thread_.join();
 }
 
 int Worker::start() {
     std::lock_guard lock(mutex_);
-    if (started_) return 0;
-    // Signals are for the program's own threads. Above all SIGXFSZ, which would end it (see
-    // IoContext::create).
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    const int error = pthread_create(&thread_, nullptr, &Worker::thread_main, this);
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
-    started_ = error == 0;
-    if (started_) pthread_setname_np(thread_, "vbd-disk");
-    return error;
+    if (thread_.joinable()) return 0;
+    // Above all not SIGXFSZ, which would end the program (see IoContext::create).
+    const Status started = thread_.start("vbd-disk", [this] { run(); });
+    return started ? 0 : started.error().errno_code;
 }
 
 void Worker::push(IoContext& context, Io* list) {
@@ -44,11 +35,6 @@ void Worker::push(IoContext& context, Io* list) {
         }
     }
     changed_.notify_one();
-}
-
-void* Worker::thread_main(void* self) {
-    static_cast<Worker*>(self)->run();
-    return nullptr;
 }
 
 void Worker::run() {

@@ -6,12 +6,11 @@
 // every Io here.
 #pragma once
 
-#include <pthread.h>
-
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
 
+#include "base/thread.h"
 #include "block/file_backing.h"
 #include "block/io_context.h"
 
@@ -32,16 +31,14 @@ class Worker {
     void push(IoContext& context, Io* list);
 
   private:
-    static void* thread_main(void* self);
     void run();
 
     FileBacking& backing_;
     std::mutex mutex_;  // guards all below
     std::condition_variable changed_;
     IoList work_;
-    bool started_ = false;
     bool stopping_ = false;
-    pthread_t thread_{};
+    Thread thread_;
 };
 
 }  // namespace vbd::block

@@ -1,8 +1,6 @@
 // Reactor: the loop.
 #include "engine/reactor.h"
 
-#include <pthread.h>
-
 #include <algorithm>
 #include <condition_variable>
 
@@ -50,7 +48,7 @@ Result<std::unique_ptr<Reactor>> Reactor::start(const Options& options) {
     std::condition_variable ready;
     bool done = false;
     Status status;
-    reactor->thread_ = std::thread([&, self = reactor.get()] {
+    Status started = reactor->thread_.start(reactor->name_, [&, self = reactor.get()] {
         self->run([&](Status outcome) {
             std::lock_guard lock(mutex);
             status = std::move(outcome);
@@ -58,6 +56,7 @@ Result<std::unique_ptr<Reactor>> Reactor::start(const Options& options) {
             ready.notify_one();
         });
     });
+    if (!started) return started.error();
     std::unique_lock lock(mutex);
     ready.wait(lock, [&] { return done; });
     if (!status) return status.error();
@@ -108,7 +107,6 @@ bool Reactor::watch(int fd, void* tag) {
 }
 
 void Reactor::run(std::function<void(Status)> started) {
-    ::pthread_setname_np(::pthread_self(), name_.c_str());
     Status status = set_up();
     bool ok = static_cast<bool>(status);
     started(std::move(status));

@@ -19,10 +19,10 @@
 #include <memory>
 #include <span>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "base/fd.h"
+#include "base/thread.h"
 #include "block/io_context.h"
 #include "engine/mailbox.h"
 #include "engine/queue.h"
@@ -118,7 +118,7 @@ class Reactor {
     std::atomic<uint32_t> pool_in_use_{0};
     std::atomic<uint32_t> pool_free_{0};
     std::string name_;
-    std::thread thread_;
+    Thread thread_;
 
     // The thread's own.
     Fd epoll_;

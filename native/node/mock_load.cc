@@ -1,6 +1,5 @@
 #include "node/mock_load.h"
 
-#include <pthread.h>
 
 #include <algorithm>
 #include <string>
@@ -178,17 +177,17 @@ Result<std::shared_ptr<MockLoad>> MockLoad::start(Napi::Env env, Napi::Value opt
         self->memory_->data(), self->memory_->size(), *self->events_, parsed.value());
     if (!load) return load.error();
     self->load_ = std::move(load).value();
-    self->dispatcher_->hold();
     // The thread has no part in the ownership: whoever has the load joins it before letting go
     // (cancel(), settle()).
-    self->thread_ =
-        std::thread([raw = self.get(), weak = std::weak_ptr(self), bell = self->dispatcher_] {
-            ::pthread_setname_np(::pthread_self(), "vbdkit-load");
+    Status running = self->thread_.start(
+        "vbdkit-load", [raw = self.get(), weak = std::weak_ptr(self), bell = self->dispatcher_] {
             raw->result_.emplace(raw->load_->run());
             bell->post([weak](Napi::Env) {
                 if (const auto done = weak.lock()) done->settle();
             });
         });
+    if (!running) return running.error();
+    self->dispatcher_->hold();
     return self;
 }
 

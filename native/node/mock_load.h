@@ -6,9 +6,9 @@
 
 #include <memory>
 #include <optional>
-#include <thread>
 #include <vector>
 
+#include "base/thread.h"
 #include "guest/load.h"
 #include "node/dispatcher.h"
 #include "xen/mock_guest.h"
@@ -69,7 +69,7 @@ class MockLoad final : public std::enable_shared_from_this<MockLoad> {
     std::unique_ptr<guest::Load> load_;
     std::optional<Result<guest::LoadResult>> result_;  // the thread's until it is joined
     bool settled_ = false;
-    std::thread thread_;
+    Thread thread_;
 };
 
 }  // namespace vbd::node

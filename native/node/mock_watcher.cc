@@ -1,6 +1,5 @@
 #include "node/mock_watcher.h"
 
-#include <pthread.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -34,8 +33,9 @@ Result<std::unique_ptr<MockWatcher>> MockWatcher::start(int connection_fd, int e
     if (code == 0) code = watch(epoll, connection_fd, EPOLLRDHUP, kConnection);
     if (code == 0 && event_fd >= 0) code = watch(epoll, event_fd, EPOLLIN, kEvents);
     if (code != 0) return system_error(ErrorKind::kXen, code, "watching the mock Xen");
-    watcher->thread_ =
-        std::thread([self = watcher.get(), connection_fd] { self->run(connection_fd); });
+    Status running = watcher->thread_.start(
+        "vbdkit-watch", [self = watcher.get(), connection_fd] { self->run(connection_fd); });
+    if (!running) return running.error();
     return watcher;
 }
 
@@ -46,7 +46,6 @@ MockWatcher::~MockWatcher() {
 }
 
 void MockWatcher::run(int connection_fd) {
-    ::pthread_setname_np(::pthread_self(), "vbdkit-watch");
     for (;;) {
         epoll_event events[3];
         const int count = ::epoll_wait(epoll_.get(), events, 3, -1);

@@ -5,10 +5,10 @@
 
 #include <functional>
 #include <memory>
-#include <thread>
 
 #include "base/fd.h"
 #include "base/result.h"
+#include "base/thread.h"
 
 namespace vbd::node {
 
@@ -32,7 +32,7 @@ class MockWatcher {
     Callbacks callbacks_;
     Fd epoll_;
     Fd stop_;
-    std::thread thread_;
+    Thread thread_;
 };
 
 }  // namespace vbd::node

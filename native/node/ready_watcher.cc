@@ -1,6 +1,5 @@
 #include "node/ready_watcher.h"
 
-#include <pthread.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -34,10 +33,8 @@ Result<std::unique_ptr<ReadyWatcher>> ReadyWatcher::start(const char* thread_nam
     if (code == 0)
         code = control(watcher->epoll_.get(), EPOLL_CTL_ADD, watcher->stop_.get(), kStopKey, 0);
     if (code != 0) return system_error(ErrorKind::kXen, code, "watching descriptors");
-    watcher->thread_ = std::thread([self = watcher.get(), name = std::string(thread_name)] {
-        ::pthread_setname_np(::pthread_self(), name.c_str());
-        self->run();
-    });
+    Status running = watcher->thread_.start(thread_name, [self = watcher.get()] { self->run(); });
+    if (!running) return running.error();
     return watcher;
 }
 

@@ -7,10 +7,10 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <thread>
 
 #include "base/fd.h"
 #include "base/result.h"
+#include "base/thread.h"
 
 namespace vbd::node {
 
@@ -38,7 +38,7 @@ class ReadyWatcher {
     OnReady on_ready_;
     Fd epoll_;
     Fd stop_;
-    std::thread thread_;
+    Thread thread_;
 };
 
 }  // namespace vbd::node

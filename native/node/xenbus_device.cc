@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <poll.h>
-#include <pthread.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -26,9 +25,11 @@ Result<std::unique_ptr<XenbusDevice>> XenbusDevice::open(const std::string& path
     shared->wake = Fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
     if (!shared->wake) return system_error(ErrorKind::kXen, errno, "opening " + path);
     std::unique_ptr<XenbusDevice> device(new XenbusDevice());
-    device->reader_ = std::thread([shared] { shared->read_all(); });
-    device->writer_ = std::thread([shared] { shared->write_all(); });
-    device->shared_ = std::move(shared);
+    device->shared_ = shared;
+    Status running = device->reader_.start("vbdkit-xs-read", [shared] { shared->read_all(); });
+    if (running)
+        running = device->writer_.start("vbdkit-xs-write", [shared] { shared->write_all(); });
+    if (!running) return running.error();
     return device;
 }
 
@@ -39,9 +40,11 @@ XenbusDevice::~XenbusDevice() {
     shared_->changed.notify_all();
     shared_->ring();
     const bool done =
+        writer_.joinable() &&
         shared_->changed.wait_for(lock, kWriterPatience, [this] { return shared_->writer_done; });
     lock.unlock();
-    reader_.join();
+    if (reader_.joinable()) reader_.join();
+    if (!writer_.joinable()) return;
     if (done) {
         writer_.join();
     } else {
@@ -67,7 +70,6 @@ void XenbusDevice::Shared::ring() {
 }
 
 void XenbusDevice::Shared::read_all() {
-    ::pthread_setname_np(::pthread_self(), "vbdkit-xs-read");
     for (;;) {
         bool room = false;
         {
@@ -103,7 +105,6 @@ bool XenbusDevice::Shared::read_once() {
 }
 
 void XenbusDevice::Shared::write_all() {
-    ::pthread_setname_np(::pthread_self(), "vbdkit-xs-write");
     std::unique_lock lock(mutex);
     for (;;) {
         changed.wait(lock, [this] { return stopping || !queue.empty(); });

@@ -16,11 +16,11 @@
 #include <memory>
 #include <mutex>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "base/fd.h"
 #include "base/result.h"
+#include "base/thread.h"
 
 namespace vbd::node {
 
@@ -72,8 +72,8 @@ class XenbusDevice {
     XenbusDevice() = default;
 
     std::shared_ptr<Shared> shared_;
-    std::thread reader_;
-    std::thread writer_;
+    Thread reader_;
+    Thread writer_;
 };
 
 }  // namespace vbd::node

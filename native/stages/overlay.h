@@ -14,9 +14,9 @@
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <thread>
 #include <vector>
 
+#include "base/thread.h"
 #include "block/io_context.h"
 #include "stages/disk_spec.h"
 #include "stages/overlay_file.h"
@@ -62,7 +62,7 @@ class OverlayWriter {
     void serve(std::unique_lock<std::mutex>& lock);
 
     OverlayFile& file_;
-    std::thread thread_;
+    Thread thread_;
     std::mutex mutex_;  // guards all below
     std::condition_variable changed_;
     block::IoList flushes_;

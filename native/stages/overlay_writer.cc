@@ -1,7 +1,4 @@
 // OverlayWriter: see overlay.h.
-#include <pthread.h>
-#include <signal.h>
-
 #include "stages/overlay.h"
 
 namespace vbd::stages {
@@ -13,12 +10,8 @@ OverlayWriter::~OverlayWriter() {
 }
 
 Status OverlayWriter::start(bool writable) {
-    // Signals are for the program's own threads.
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    thread_ = std::thread([this, writable] { main(writable); });
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    Status running = thread_.start("vbd-overlay", [this, writable] { main(writable); });
+    if (!running) return running;
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [this] { return outcome_.has_value(); });
     Status outcome = std::move(*outcome_);
@@ -63,7 +56,6 @@ Status OverlayWriter::stop() {
 }
 
 void OverlayWriter::main(bool writable) {
-    pthread_setname_np(pthread_self(), "vbd-overlay");
     Status attached = file_.attach(writable);
     const bool ok = static_cast<bool>(attached);
     std::unique_lock lock(mutex_);

@@ -1,7 +1,6 @@
 #include "xen/mock_broker.h"
 
 #include <fcntl.h>
-#include <pthread.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -10,10 +9,10 @@
 #include <cerrno>
 #include <map>
 #include <mutex>
-#include <thread>
 #include <unordered_map>
 #include <utility>
 
+#include "base/thread.h"
 #include "xen/mock_socket.h"
 
 namespace vbd::xen {
@@ -96,7 +95,7 @@ class Broker final : public MockBroker {
     std::unordered_map<ClientId, Client> clients_;
     ClientId last_id_ = 0;
     bool closed_ = false;
-    std::thread thread_;
+    Thread thread_;
 };
 
 int Broker::watch(int fd, uint64_t key) const {
@@ -110,11 +109,7 @@ Status Broker::arm() {
     int code = watch(listener_.fd(), kListenerKey);
     if (code == 0) code = watch(stop_.get(), kStopKey);
     if (code != 0) return system_error(ErrorKind::kXen, code, "starting the mock Xen");
-    thread_ = std::thread([this] {
-        ::pthread_setname_np(::pthread_self(), "vbdkit-mock");
-        run();
-    });
-    return {};
+    return thread_.start("vbdkit-mock", [this] { run(); });
 }
 
 void Broker::run() {
