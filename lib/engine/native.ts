@@ -233,8 +233,10 @@ class NativeVbdAdapter implements EngineVbd {
   /** Connecting and disconnecting happen one after the other, whoever asked. */
   #turn: Promise<unknown> = Promise.resolve()
   #connection: Connection | undefined
-  /** The ring is corrupt, or holds flushes that are never answered: it cannot be taken up again where it is. */
-  #stuck = false
+  /** The ring is corrupt: it cannot be taken up again where it is. */
+  #corrupt = false
+  /** A flush failed, on this disk: there may be some that are never answered. */
+  #flushFailed = false
   #last: VbdCounters | undefined
   #closed: Promise<void> | undefined
 
@@ -242,7 +244,8 @@ class NativeVbdAdapter implements EngineVbd {
     this.#o = options
     this.#context = { vbd: options.name }
     this.#native = options.create((event) => {
-      this.#stuck = true
+      if (event.type === 'flush-failed') this.#flushFailed = true
+      else this.#corrupt = true
       options.onEvent(event)
     })
   }
@@ -262,8 +265,9 @@ class NativeVbdAdapter implements EngineVbd {
   moveApart(domid: number): void {
     void this.#inTurn(async () => {
       const connection = this.#connection
-      if (connection?.domid !== domid || connection.apart || this.#stuck) return
-      await this.#disconnect()
+      if (connection?.domid !== domid || connection.apart) return
+      if (this.#corrupt || this.#flushFailed) return
+      if (!(await this.#disconnect())) throw new VbdError('ERR_VBD_STATE', 'not all was answered')
       await this.#connect({ ...connection, apart: true })
     }).catch((thrown: VbdError) => {
       const message = `the rings could not be moved to a thread of their own: ${thrown.message}`
@@ -282,6 +286,7 @@ class NativeVbdAdapter implements EngineVbd {
 
   useDisk(disk: EngineDisk): void {
     guard(this.#context, () => this.#native.useDisk(handleOf(disk, this.#o.name)))
+    this.#flushFailed = false
   }
 
   trace(on: boolean): void {
@@ -310,7 +315,7 @@ class NativeVbdAdapter implements EngineVbd {
   }
 
   async #connect(connection: Connection): Promise<{ transfer: Transfer }> {
-    this.#stuck = false
+    this.#corrupt = false
     const connected = await this.#native.connect(connection)
     const { takeOver: _once, ...ours } = connection
     this.#connection = ours

@@ -64,7 +64,7 @@ export class Backing {
   #connection: Connection | undefined
   /** While paused: ends the pause. */
   #pause: { readonly ended: Promise<void>; end(): void } | undefined
-  /** The rings are corrupt or hold flushes that are never answered: they cannot be taken up again where they are. */
+  /** The engine has said of these rings that they cannot be taken up again where they are. Its last word is disconnect. */
   #stuck = false
   #turn: Promise<unknown> = Promise.resolve()
   #closed: Promise<void> | undefined
@@ -113,7 +113,16 @@ export class Backing {
   }
 
   /** Opens the disk, or opens it anew where it is open with the other right. */
-  async open(readOnly: boolean): Promise<DiskInfo> {
+  open(readOnly: boolean): Promise<DiskInfo> {
+    return this.#inTurn(() => this.#open(readOnly))
+  }
+
+  /** Makes ready what these keys of the toolstack ask for. No ring may be attached. */
+  prepare(readOnly: boolean, keys: ToolstackKeys): Promise<Offer> {
+    return this.#inTurn(() => this.#prepare(readOnly, keys))
+  }
+
+  async #open(readOnly: boolean): Promise<DiskInfo> {
     this.#readOnly = readOnly
     const disk = readOnly ? this.#readOnlyDisk : this.#disk
     const lent = this.#lease
@@ -126,9 +135,8 @@ export class Backing {
     return lease.info
   }
 
-  /** Makes ready what these keys of the toolstack ask for. No ring may be attached. */
-  async prepare(readOnly: boolean, keys: ToolstackKeys): Promise<Offer> {
-    const info = await this.open(readOnly)
+  async #prepare(readOnly: boolean, keys: ToolstackKeys): Promise<Offer> {
+    const info = await this.#open(readOnly)
     const offer = makeOffer(info, this.#o.options, keys)
     // A new one only where the features differ: its counters begin at nothing.
     const key = JSON.stringify(offer.features)
@@ -208,16 +216,7 @@ export class Backing {
    *   back, then it is as if nothing had been asked
    */
   async pause(): Promise<void> {
-    if (this.#closed !== undefined || this.#stuck) {
-      throw new VbdError(
-        'ERR_VBD_STATE',
-        `${this.#o.name} cannot be paused: its rings have ended`,
-        {
-          vbd: this.#o.name,
-          remedy: 'have the guest detach and attach the disk, or close it',
-        },
-      )
-    }
+    if (this.#closed !== undefined || this.#stuck) throw this.#ended()
     const wasPaused = this.#pause !== undefined
     if (!wasPaused) {
       let end = () => {}
@@ -228,7 +227,10 @@ export class Backing {
     }
     try {
       await this.#inTurn(async () => {
-        await this.#attached()?.disconnect()
+        if ((await this.#attached()?.disconnect()) === false) {
+          this.#break('it holds requests that are never answered')
+          throw this.#ended()
+        }
         if (holdsBack(this.spec)) await this.disk?.flush?.()
       })
     } catch (thrown) {
@@ -243,16 +245,13 @@ export class Backing {
     if (pause === undefined) return
     await this.#inTurn(async () => {
       if (this.#pause !== pause) return
-      this.#pause = undefined
-      pause.end()
+      this.#endPause()
       const connection = this.#connection
       if (connection === undefined || this.#closed !== undefined) return
       try {
         await this.#vbd!.connect(this.#withJournal(connection))
       } catch (thrown) {
-        const message = `the rings could not be taken up again: ${toVbdError(thrown).message}`
-        this.#stuck = true
-        this.#o.onEvent({ type: 'ring-corrupt', queue: 0, message })
+        this.#break(`the rings could not be taken up again: ${toVbdError(thrown).message}`)
       }
     })
   }
@@ -271,13 +270,11 @@ export class Backing {
     let old: DiskLease | undefined
     try {
       checkSwap(name, this.#lease!.info, lease.info, this.#offer?.features, options)
-      old = await this.#replace(lease)
+      old = await this.#replace(lease, disk, readOnlyDisk)
     } catch (thrown) {
       await lease.release()
       throw thrown
     }
-    this.#disk = disk
-    this.#readOnlyDisk = readOnlyDisk
     if (old.info.sizeBytes !== lease.info.sizeBytes) onResize(lease.info)
     await old.release()
     return lease.info
@@ -292,11 +289,36 @@ export class Backing {
   async #takeLease(disk: Disk): Promise<DiskLease> {
     const { disks, name, onResize, onDiskError } = this.#o
     const lease = await disks.lease(disk, name, () => onResize(lease.info), onDiskError)
+    // Closed while it was being opened: nobody else would give it back.
+    if (this.#closed !== undefined) {
+      await lease.release()
+      throw new VbdError('ERR_VBD_STATE', `${name} has been closed`, { vbd: name })
+    }
     return lease
   }
 
+  /** What the guest has is over: it has to begin again. */
+  #break(message: string): void {
+    this.#stuck = true
+    this.#endPause()
+    this.#o.onEvent({ type: 'ring-corrupt', queue: 0, message })
+  }
+
+  #ended(): VbdError {
+    const { name } = this.#o
+    return new VbdError('ERR_VBD_STATE', `${name} cannot be paused: its rings have ended`, {
+      vbd: name,
+      remedy: 'have the guest detach and attach the disk, or close it',
+    })
+  }
+
+  #endPause(): void {
+    this.#pause?.end()
+    this.#pause = undefined
+  }
+
   /** Puts the engine's vbd on another open disk while nothing is under way; gives back the lease before. */
-  async #replace(lease: DiskLease): Promise<DiskLease> {
+  async #replace(lease: DiskLease, disk: Disk, readOnlyDisk: Disk): Promise<DiskLease> {
     const wasPaused = this.paused
     await this.pause()
     try {
@@ -304,6 +326,8 @@ export class Backing {
         this.#vbd?.useDisk(lease.engineDisk)
         const old = this.#lease!
         this.#lease = lease
+        this.#disk = disk
+        this.#readOnlyDisk = readOnlyDisk
         return old
       })
     } finally {
@@ -322,8 +346,7 @@ export class Backing {
   }
 
   async #close(): Promise<void> {
-    this.#pause?.end()
-    this.#pause = undefined
+    this.#endPause()
     try {
       // Kept, so that its last counters can still be read.
       await this.#vbd?.close()
