@@ -1,8 +1,6 @@
 #include "stages/cache_writer.h"
 
 #include <poll.h>
-#include <pthread.h>
-#include <signal.h>
 #include <sys/eventfd.h>
 
 #include <algorithm>
@@ -40,12 +38,8 @@ Status CacheWriter::start() {
     below_ios_.resize(kMostDiscards);
     const block::Geometry& below = below_.geometry();
     flushes_below_ = below.can_flush && !below.read_only;
-    // Signals are for the program's own threads.
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    thread_ = std::thread([this] { main(); });
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    Status running = thread_.start("vbd-cache", [this] { main(); });
+    if (!running) return running;
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [this] { return outcome_.has_value(); });
     Status outcome = std::move(*outcome_);
@@ -132,7 +126,6 @@ Status CacheWriter::open() {
 }
 
 void CacheWriter::main() {
-    pthread_setname_np(pthread_self(), "vbd-cache");
     Status opened = open();
     const bool ok = static_cast<bool>(opened);
     {

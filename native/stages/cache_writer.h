@@ -18,10 +18,10 @@
 #include <functional>
 #include <mutex>
 #include <optional>
-#include <thread>
 #include <vector>
 
 #include "base/fd.h"
+#include "base/thread.h"
 #include "block/io_context.h"
 #include "stages/cache_store.h"
 #include "stages/slots.h"
@@ -101,7 +101,7 @@ class CacheWriter {
     CacheStore& store_;
     block::Device& below_;
     std::atomic<uint64_t> write_back_ns_;
-    std::thread thread_;
+    Thread thread_;
     Fd wake_fd_;
     std::atomic<bool> asleep_{false};
     std::atomic<bool> told_{false};  // something is in what the mutex guards
