@@ -64,7 +64,7 @@ export class Backing {
   #connection: Connection | undefined
   /** While paused: ends the pause. */
   #pause: { readonly ended: Promise<void>; end(): void } | undefined
-  /** The engine has said of these rings that they cannot be taken up again where they are. Its last word is disconnect. */
+  /** The engine has said that these rings cannot be taken up again where they are; its last word is disconnect. */
   #stuck = false
   #turn: Promise<unknown> = Promise.resolve()
   #closed: Promise<void> | undefined
