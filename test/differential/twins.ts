@@ -27,7 +27,7 @@ import { expand, type Place, type Share } from './requests.js'
 import type { Setting, Step, Stream, Way } from './stream.js'
 import { DATA, DATA_PAGES, isReadOnly, refOf, TABLES, TwinGuest } from './twin_guest.js'
 
-const PATIENCE_MS = 10_000
+const PATIENCE_MS = 60_000
 /** Requests in flight together, at most, by the way they are; a ring may hold fewer. */
 const TOGETHER: Readonly<Record<Way, number>> = {
   alone: 1,

@@ -145,6 +145,11 @@ export class NativeStagesDisk extends JsDisk {
     this.#below.tuneStage(stage, setting, value)
   }
 
+  /** Stages may hold something back: a cache does. */
+  async flush(): Promise<void> {
+    await this.#below.flush?.()
+  }
+
   protected resized(sizeBytes: number): Promise<DiskInfo> {
     return this.#below.resize(sizeBytes)
   }

@@ -57,6 +57,8 @@ export class Transfer {
   readonly #copies: GrantCopies
   readonly #persistent: PersistentGrants | undefined
   readonly #groups: MapGroups
+  /** Of finish(): empty in between. */
+  readonly #chunk = new InFlightList()
   readonly #reads: InFlight[] = []
   readonly #writes: InFlight[] = []
   /** Whose descriptors are in which scratch page, and which of its pages that is. */
@@ -125,7 +127,7 @@ export class Transfer {
   finish(done: InFlightList, ready: InFlightList): void {
     while (!done.empty) {
       // Nearly always everything at once.
-      const chunk = new InFlightList()
+      const chunk = this.#chunk
       while (!done.empty && this.#copies.count < BATCH_SEGMENTS) {
         const item = done.pop()!
         chunk.push(item)
