@@ -43,7 +43,7 @@ export {
   type VerifyOptions,
   verify,
 } from './disk/filters.js'
-export { type OverlayOptions, overlaid, overlay } from './disk/overlay.js'
+export { type OverlayDisk, type OverlayOptions, overlaid, overlay } from './disk/overlay.js'
 export {
   type DiskDefinition,
   DiskError,
@@ -112,5 +112,6 @@ export {
   type TraceReader,
   type TraceSummary,
 } from './vbd/trace_file.js'
-export type { Vbd, VbdEvents, VbdInfo, VbdTunables } from './vbd/vbd.js'
+export type { Vbd, VbdEvents, VbdTunables } from './vbd/vbd.js'
+export type { VbdInfo } from './vbd/info.js'
 export type { XenbusStateName } from './xenbus/state.js'

@@ -49,6 +49,7 @@
       "native/stages/open_disk.cc",
       "native/stages/overlay.cc",
       "native/stages/overlay_file.cc",
+      "native/stages/overlay_layers.cc",
       "native/stages/overlay_queue.cc",
       "native/stages/overlay_writer.cc",
       "native/stages/piece_queue.cc",

@@ -78,6 +78,18 @@ const COMMANDS: Readonly<Record<string, Entry>> = {
     summary: 'put another disk in place of one that a guest uses',
     load: async () => (await import('./commands/swap.js')).addSwap,
   },
+  snapshot: {
+    summary: 'freeze what an overlay has as a layer',
+    load: async () => (await import('./commands/overlay.js')).addSnapshot,
+  },
+  commit: {
+    summary: 'write what an overlay has into the disk below it',
+    load: async () => (await import('./commands/overlay.js')).addCommit,
+  },
+  reset: {
+    summary: 'take an overlay back to its last snapshot',
+    load: async () => (await import('./commands/overlay.js')).addReset,
+  },
   trace: {
     summary: "show a guest's requests as they are answered",
     load: async () => (await import('./commands/trace.js')).addTrace,

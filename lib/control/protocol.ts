@@ -86,6 +86,10 @@ export const requestSchema = z.discriminatedUnion('verb', [
     params: z.string().min(1).max(4096),
     shrink: z.boolean().optional(),
   }),
+  /** What `vbd.snapshot()`, `commit()` and `reset()` do to an overlay; the first answers with {layer}. */
+  z.strictObject({ id, verb: z.literal('snapshot'), vbd }),
+  z.strictObject({ id, verb: z.literal('commit'), vbd }),
+  z.strictObject({ id, verb: z.literal('reset'), vbd, force: z.boolean().optional() }),
   /** The guest's requests as they are answered, for as long as the client stays: events {requests, dropped}. */
   z.strictObject({ id, verb: z.literal('trace'), vbd }),
   z.strictObject({ id, verb: z.literal('stop') }),

@@ -41,6 +41,9 @@ export interface ControlTarget {
   pause(vbd: string): Promise<unknown>
   resume(vbd: string): Promise<unknown>
   swap(vbd: string, params: string, shrink: boolean): Promise<unknown>
+  snapshot(vbd: string): Promise<unknown>
+  commit(vbd: string): Promise<unknown>
+  reset(vbd: string, force: boolean): Promise<unknown>
   /** Traced requests, until the signal fires or the vbd is gone. */
   trace(vbd: string, signal: AbortSignal): AsyncIterable<object>
   /** Without `vbd`: all of them, and those to come. */
@@ -200,6 +203,12 @@ class Client {
         return this.#target.resume(request.vbd)
       case 'swap':
         return this.#target.swap(request.vbd, request.params, request.shrink === true)
+      case 'snapshot':
+        return this.#target.snapshot(request.vbd)
+      case 'commit':
+        return this.#target.commit(request.vbd)
+      case 'reset':
+        return this.#target.reset(request.vbd, request.force === true)
       case 'trace':
       case 'stop':
         return {}

@@ -64,6 +64,17 @@ export function backendTarget(
     async swap(vbd, params, shrink) {
       return backend.vbd(vbd).swap(await diskOf(params), { shrink })
     },
+    async snapshot(vbd) {
+      return { layer: await backend.vbd(vbd).snapshot() }
+    },
+    async commit(vbd) {
+      await backend.vbd(vbd).commit()
+      return {}
+    },
+    async reset(vbd, force) {
+      await backend.vbd(vbd).reset({ force })
+      return {}
+    },
     async *trace(id, signal) {
       const vbd = backend.vbd(id)
       yield vbd.traceHeader()

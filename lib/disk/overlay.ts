@@ -5,6 +5,7 @@ import { resolve } from 'node:path'
 import { VbdError } from '../errors.js'
 import { parseSize } from '../units.js'
 import { type Disk, type DiskFilter, type DiskUse, StagedDisk } from './disk.js'
+import { type DiskSpec, mapStages, type OverlaySpec } from './spec.js'
 
 export interface OverlayOptions {
   /**
@@ -36,16 +37,20 @@ export function overlaid(options: OverlayOptions = {}): DiskFilter {
     throw bad('the path of the overlay is empty or holds a NUL', 'name a file')
   }
   const scratch = options.scratch === undefined ? undefined : resolve(options.scratch)
-  return (base) => new OverlayDisk(base.asReadOnly(), scratch, granuleBytes, false)
+  return (base) => new OverlayDisk(base, scratch, granuleBytes, false)
 }
 
-class OverlayDisk extends StagedDisk {
+/** An overlay; see `overlay`. */
+export class OverlayDisk extends StagedDisk {
+  readonly #given: Disk
   readonly #base: Disk
   readonly #scratch: string | undefined
   readonly #granuleBytes: number
   readonly #readOnly: boolean
 
-  constructor(base: Disk, scratch: string | undefined, granuleBytes: number, readOnly: boolean) {
+  /** @param given as it was given: it is opened without the right to write but for a commit */
+  constructor(given: Disk, scratch: string | undefined, granuleBytes: number, readOnly: boolean) {
+    const base = given.asReadOnly()
     super([base], {
       label: `overlay(${scratch ?? 'in memory'})`,
       spec: ([below]) => ({
@@ -56,10 +61,17 @@ class OverlayDisk extends StagedDisk {
         readOnly,
       }),
     })
+    this.#given = given
     this.#base = base
     this.#scratch = scratch
     this.#granuleBytes = granuleBytes
     this.#readOnly = readOnly
+  }
+
+  /** What `snapshot`, `reset` and `commit` need; undefined where there is nothing to change. */
+  get changeable(): OverlaySpec | undefined {
+    if (this.#readOnly || this.#scratch === undefined) return undefined
+    return { ...(this.spec as OverlaySpec), base: this.#given.spec }
   }
 
   /** Two guests that write one overlay are two guests that write one disk. */
@@ -83,8 +95,43 @@ class OverlayDisk extends StagedDisk {
 
   override asReadOnly(): Disk {
     if (this.#readOnly || this.#scratch === undefined) return this
-    return new OverlayDisk(this.#base, this.#scratch, this.#granuleBytes, true)
+    return new OverlayDisk(this.#given, this.#scratch, this.#granuleBytes, true)
   }
+}
+
+/**
+ * The overlay of a disk that is kept in a file and may be written, over its base as that was given.
+ *
+ * @throws ERR_VBD_UNSUPPORTED unless there is exactly one
+ */
+export function overlayOf(disk: Disk): OverlaySpec {
+  const found: OverlaySpec[] = []
+  const look = (each: Disk): void => {
+    if (each instanceof OverlayDisk && each.changeable !== undefined) found.push(each.changeable)
+    else if (each instanceof StagedDisk) each.bases.forEach(look)
+  }
+  look(disk)
+  if (found.length === 1) return found[0]!
+  const message =
+    found.length === 0
+      ? `${disk.description} has no overlay that is kept in a file`
+      : `${disk.description} has several overlays`
+  throw new VbdError('ERR_VBD_UNSUPPORTED', message, {
+    remedy: 'serve overlay(disk, { scratch: FILE }), or with --filter overlay:FILE',
+  })
+}
+
+/** The same disk with the layers that its overlays stand on; `layersOf` tells how many a scratch file has. */
+export function withLayers(spec: DiskSpec, layersOf: (scratch: string) => number): DiskSpec {
+  return mapStages(spec, (stage) => {
+    if (stage.driver !== 'overlay' || stage.scratch === undefined) return stage
+    const { scratch, granuleBytes } = stage
+    let { base } = stage
+    for (let i = 1; i <= layersOf(scratch); i++) {
+      base = { driver: 'overlay', base, scratch: `${scratch}.${i}`, granuleBytes, readOnly: true }
+    }
+    return { ...stage, base }
+  })
 }
 
 function bad(message: string, remedy: string): VbdError {

@@ -283,6 +283,10 @@ export interface NativeXenbusDevice {
 }
 
 export interface Addon {
+  /** How many layers the overlay at this path has; 0 where there is none. */
+  overlayLayers(scratch: string): number
+  /** Of an overlay that nobody has open; of a snapshot it resolves to the path of the new layer. */
+  changeOverlay(act: string, spec: object): Promise<string>
   readonly version: string
   /** What this kernel allows. */
   probe(): { ioUring: boolean; ioUringReason: string; memlockBytes: number }

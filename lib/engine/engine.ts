@@ -2,7 +2,7 @@
  * Engine: what moves a guest's requests to a disk. Two implementations, one contract: native.ts (the C++ addon) and
  * js/ (TypeScript on thin native primitives). Control calls only; nothing here is on the data path.
  */
-import type { DiskSpec } from '../disk/spec.js'
+import type { DiskSpec, OverlaySpec } from '../disk/spec.js'
 import type { VbdError } from '../errors.js'
 
 export type { DiskSpec }
@@ -273,9 +273,18 @@ export interface EngineVbd {
   close(): Promise<void>
 }
 
+/** What is done to an overlay that is not open. */
+export type OverlayAct = 'snapshot' | 'commit' | 'reset'
+
 export interface Engine {
   readonly kind: 'native' | 'js'
   openDisk(spec: DiskSpec): Promise<EngineDisk>
+  /**
+   * Changes an overlay, over its base as that may be written. Of a snapshot it resolves to the new layer's path.
+   *
+   * @throws ERR_VBD_BACKING, ERR_VBD_UNSUPPORTED; then it can be asked for again
+   */
+  changeOverlay?(act: OverlayAct, spec: OverlaySpec): Promise<string>
   createVbd(options: {
     /** `1:51712`, for thread names and messages. */
     name: string

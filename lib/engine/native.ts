@@ -3,9 +3,10 @@
  * on their own and come back only through promises and `onEvent`. Whoever calls `createNativeEngine` owns the engine
  * and closes it before the XenConnection that it was given.
  */
+import { withLayers } from '../disk/overlay.js'
 import { type ReadableDisk, resolvePartitions } from '../disk/partition_table.js'
 import { planOf } from '../disk/plan.js'
-import { pathOf } from '../disk/spec.js'
+import { type OverlaySpec, pathOf } from '../disk/spec.js'
 import { VbdError, type VbdErrorOptions } from '../errors.js'
 import type { NativeDisk, NativeEngine, NativeVbd, NativeXen } from './addon.js'
 import type {
@@ -16,6 +17,7 @@ import type {
   EngineEvent,
   EngineVbd,
   Heartbeat,
+  OverlayAct,
   Placement,
   TraceBatch,
   Transfer,
@@ -99,8 +101,9 @@ export interface NativeStages {
   readonly engine: NativeEngine
   /** Opens what does not run in this thread. @throws as `Engine.openDisk` */
   open(spec: DiskSpec): Promise<OpenNativeDisk>
-  /** The same disk with what the partition tables in it say. */
+  /** The same disk with what the partition tables in it say, and the layers of its overlays. */
   resolve(spec: DiskSpec): Promise<DiskSpec>
+  changeOverlay(act: OverlayAct, spec: OverlaySpec): Promise<string>
   close(): Promise<void>
 }
 
@@ -156,8 +159,19 @@ class NativeEngineAdapter implements Engine, NativeStages {
     return disk
   }
 
-  resolve(spec: DiskSpec): Promise<DiskSpec> {
-    return resolvePartitions(spec, (below, use) => this.#read(below, use))
+  async resolve(spec: DiskSpec): Promise<DiskSpec> {
+    const layersOf = (scratch: string) =>
+      guard({ path: scratch }, () => loadAddon().overlayLayers(scratch))
+    return resolvePartitions(withLayers(spec, layersOf), (below, use) => this.#read(below, use))
+  }
+
+  async changeOverlay(act: OverlayAct, spec: OverlaySpec): Promise<string> {
+    const context = { path: spec.scratch! }
+    // The disk below is needed for a commit alone.
+    const whole = act === 'commit' ? { ...spec, base: await this.resolve(spec.base) } : spec
+    return guardAsync(context, () =>
+      withKeys(whole, (keyed) => loadAddon().changeOverlay(act, keyed)),
+    )
   }
 
   async open(spec: DiskSpec): Promise<OpenNativeDisk> {

@@ -7,6 +7,7 @@
  * the engine takes them up again where it left them. To the guest it is a slow disk.
  */
 import type { Disk } from '../disk/disk.js'
+import { overlayOf } from '../disk/overlay.js'
 import { holdsBack } from '../disk/spec.js'
 import type {
   Connection,
@@ -16,6 +17,7 @@ import type {
   EngineDisk,
   EngineEvent,
   EngineVbd,
+  OverlayAct,
   Transfer,
   Tunables,
 } from '../engine/engine.js'
@@ -278,6 +280,43 @@ export class Backing {
     if (old.info.sizeBytes !== lease.info.sizeBytes) onResize(lease.info)
     await old.release()
     return lease.info
+  }
+
+  /**
+   * Has the engine change the overlay of the disk while nobody has it open; a connected guest waits meanwhile. What the
+   * engine resolves to.
+   *
+   * @throws ERR_VBD_UNSUPPORTED, ERR_VBD_BACKING, ERR_VBD_BUSY; then the disk is served on as it is. Where it cannot be
+   *   opened any more it stays paused.
+   */
+  async changeOverlay(act: OverlayAct): Promise<string> {
+    const { engine, name } = this.#o
+    const spec = overlayOf(this.#disk)
+    if (engine.changeOverlay === undefined || this.#readOnly) {
+      throw new VbdError('ERR_VBD_UNSUPPORTED', `the overlay of ${name} cannot be changed`)
+    }
+    const wasPaused = this.paused
+    await this.pause()
+    let open = true
+    try {
+      return await this.#inTurn(async () => {
+        const lease = this.#lease!
+        if (!lease.alone) {
+          throw new VbdError('ERR_VBD_BUSY', `the disk of ${name} is served to others, too`)
+        }
+        open = false
+        try {
+          await lease.release()
+          return await engine.changeOverlay!(act, spec)
+        } finally {
+          this.#lease = await this.#takeLease(lease.disk)
+          this.#vbd?.useDisk(this.#lease.engineDisk)
+          open = true
+        }
+      })
+    } finally {
+      if (!wasPaused && open) await this.resume()
+    }
   }
 
   /** Lets go of guest and disk. Idempotent; the disk is given back even where the engine fails. */

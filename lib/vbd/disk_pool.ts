@@ -15,6 +15,8 @@ interface Entry {
 
 /** One vbd's hold on an open disk. */
 export interface DiskLease {
+  /** Nobody else has the disk. */
+  readonly alone: boolean
   readonly vbd: string
   /** As it was asked for. */
   readonly disk: Disk
@@ -149,6 +151,10 @@ class Lease implements DiskLease {
 
   get info(): DiskInfo {
     return this.engineDisk.info
+  }
+
+  get alone(): boolean {
+    return this.#entry.leases.size === 1
   }
 
   async resize(sizeBytes: number): Promise<DiskInfo> {

@@ -41,6 +41,15 @@ export function checkSwap(
   }
 }
 
+/** @throws ERR_VBD_STATE where a guest would find other data under it, unless it is forced */
+export function checkReset(vbd: string, connected: boolean, force: boolean): void {
+  if (!connected || force) return
+  throw new VbdError('ERR_VBD_STATE', `a guest uses ${vbd}, and would find other data under it`, {
+    vbd,
+    remedy: 'have it detach the disk or shut down first, or ask for it with force',
+  })
+}
+
 function lacks(
   before: DiskInfo,
   after: DiskInfo,

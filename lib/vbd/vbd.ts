@@ -5,7 +5,7 @@
 import { eventually } from '../deadline.js'
 import type { Disk } from '../disk/disk.js'
 import { Emitter, type Listener } from '../emitter.js'
-import type { DiskInfo, Engine, EngineDisk, Tunables } from '../engine/engine.js'
+import type { DiskInfo, Engine, EngineDisk, OverlayAct, Tunables } from '../engine/engine.js'
 import type { TracedBatch, TracedRequest } from '../engine/traced.js'
 import { VbdError } from '../errors.js'
 import { formatVbdId, formatVdev, type VbdId } from '../units.js'
@@ -15,6 +15,7 @@ import type { CloseOptions } from './attachment.js'
 import type { DiskPool } from './disk_pool.js'
 import { Explanation } from './explain.js'
 import { journalPath } from './journal.js'
+import type { VbdInfo } from './info.js'
 import { Lifecycle } from './lifecycle.js'
 import type { ResolvedVbdOptions } from './options.js'
 import type { ConnectionInfo } from './reporter.js'
@@ -29,7 +30,7 @@ import {
   streamStats,
   type VbdStats,
 } from './stats.js'
-import type { SwapOptions } from './swap.js'
+import { checkReset, type SwapOptions } from './swap.js'
 import { type TraceOptions, Tracer } from './trace.js'
 import { type TraceHeader, type TraceSummary, writeTrace } from './trace_file.js'
 import { checkTunables } from './tunables.js'
@@ -53,24 +54,6 @@ export interface VbdEvents {
   /** A line of statistics, see `logStats`. */
   log: { vbd: Vbd; line: string }
   closed: { vbd: Vbd }
-}
-
-/** Everything about a vbd at one moment, plain data. */
-export interface VbdInfo {
-  /** `1:xvda` */
-  readonly vbd: string
-  readonly domid: number
-  readonly devid: number
-  readonly vdev: string
-  readonly state: XenbusStateName | 'none'
-  readonly frontendState: XenbusStateName | 'none'
-  readonly engine: string
-  readonly disk: DiskInfo
-  /** While both sides are Connected. */
-  readonly connection?: ConnectionInfo
-  /** Of the backend in xenstore, while there is one. */
-  readonly path?: string
-  readonly tunables: Tunables
 }
 
 export interface VbdSetup {
@@ -285,6 +268,30 @@ export class Vbd {
   }
 
   /**
+   * Freezes what an overlay has as a layer, and goes on with an empty one above it; the guest sees a short wait, and its
+   * file systems are in the layer as after a loss of power. Resolves to the layer's path.
+   *
+   * @throws ERR_VBD_UNSUPPORTED unless the disk has one overlay with a scratch file; ERR_VBD_BACKING; ERR_VBD_STATE
+   */
+  snapshot(): Promise<string> {
+    return this.#changeOverlay('snapshot')
+  }
+
+  /** Writes what an overlay has, layers too, into the disk below it, and empties it. @throws as `snapshot` */
+  async commit(): Promise<void> {
+    await this.#changeOverlay('commit')
+  }
+
+  /**
+   * Takes an overlay back to its last snapshot, or to the disk below. @throws as `snapshot`; ERR_VBD_STATE while a guest
+   * is connected, which would find other data under it, without `force`
+   */
+  async reset({ force = false }: { force?: boolean } = {}): Promise<void> {
+    checkReset(this.id, this.connected, force)
+    await this.#changeOverlay('reset')
+  }
+
+  /**
    * The guest's requests, each after its answer, from now on: `for await (const request of vbd.trace())`. Ends when the
    * signal fires or the vbd is closed.
    *
@@ -389,6 +396,11 @@ export class Vbd {
       this.#closed.abort()
       this.#emitter.emit('closed', { vbd: this })
     }
+  }
+
+  #changeOverlay(act: OverlayAct): Promise<string> {
+    this.#requireOpen()
+    return this.#lifecycle.backing.changeOverlay(act)
   }
 
   #openDisk(): EngineDisk {

@@ -36,6 +36,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
     vbd::node::export_engine(env, exports);
     vbd::node::export_host(env, exports);
     vbd::node::export_mock(env, exports);
+    vbd::node::export_overlays(env, exports);
     vbd::node::export_primitives(env, exports);
     vbd::node::export_script(env, exports);
     return exports;

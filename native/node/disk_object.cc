@@ -7,7 +7,10 @@
 
 #include "block/blocking_io.h"
 #include "node/convert.h"
+#include "node/disk_spec.h"
 #include "node/wrap.h"
+#include "stages/open_disk.h"
+#include "stages/overlay_layers.h"
 
 namespace vbd::node {
 
@@ -187,7 +190,53 @@ Napi::Value close(const std::shared_ptr<DiskState>& state, Napi::Env env) {
     return Task::run(env, work, [](Napi::Env task_env) { return task_env.Undefined(); });
 }
 
+Napi::Value overlay_layers(const Napi::CallbackInfo& call) {
+    auto layers = stages::overlay_layers(call[0].As<Napi::String>().Utf8Value());
+    if (!layers) return refuse(call.Env(), layers.error());
+    return Napi::Number::New(call.Env(), layers.value());
+}
+
+/// What is below is opened for a commit alone.
+Status commit_overlay(const stages::OverlayOptions& options, const stages::DiskSpec& below) {
+    stages::RateGroups groups;
+    auto base = stages::open_disk(below, groups);
+    if (!base) return base.error();
+    if (base.value()->geometry().read_only) {
+        return Error{ErrorKind::kBacking, EROFS, "the disk below the overlay cannot be written"};
+    }
+    Status done = stages::commit_overlay(options, *base.value());
+    Status closed = base.value()->close();
+    return done ? closed : done;
+}
+
+Napi::Value change_overlay(const Napi::CallbackInfo& call) {
+    const std::string act = call[0].As<Napi::String>().Utf8Value();
+    auto spec = disk_spec_of(call[1]);
+    if (!spec) return refuse(call.Env(), spec.error());
+    if (!std::holds_alternative<stages::OverlayOptions>(spec.value().stage)) {
+        return refuse(call.Env(), {ErrorKind::kInvalidArgument, 0, "an overlay was expected"});
+    }
+    auto layer = std::make_shared<std::string>();
+    auto work = [act, layer, disk = std::move(spec).value()]() -> Status {
+        const auto& options = std::get<stages::OverlayOptions>(disk.stage);
+        if (act == "commit") return commit_overlay(options, disk.bases.front());
+        if (act == "reset") return stages::reset_overlay(options);
+        auto made = stages::snapshot_overlay(options);
+        if (!made) return made.error();
+        *layer = made.value();
+        return {};
+    };
+    return Task::run(call.Env(), work, [layer](Napi::Env env) -> Napi::Value {
+        return Napi::String::New(env, *layer);
+    });
+}
+
 }  // namespace
+
+void export_overlays(Napi::Env env, Napi::Object exports) {
+    exports.Set("overlayLayers", Napi::Function::New(env, overlay_layers));
+    exports.Set("changeOverlay", Napi::Function::New(env, change_overlay));
+}
 
 void set_number(Napi::Object object, const char* name, double value) {
     object.Set(name, Napi::Number::New(object.Env(), value));

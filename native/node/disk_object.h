@@ -22,6 +22,9 @@ std::shared_ptr<DiskState> disk_of(Napi::Value value);
 /// Leaves an error pending: `what` is closed.
 Napi::Value throw_closed(Napi::Env env, const char* what);
 
+/// overlayLayers() and changeOverlay() of lib/engine/addon.ts.
+void export_overlays(Napi::Env env, Napi::Object exports);
+
 /// DiskInfo.
 Napi::Object disk_info(Napi::Env env, const block::Device& device);
 

@@ -19,7 +19,6 @@ using block::PageBuffer;
 namespace {
 
 constexpr char kMagic[8] = {'V', 'B', 'D', 'O', 'V', 'L', '\n', '\0'};
-constexpr uint32_t kVersion = 1;
 constexpr uint64_t kWordsPerPage = OverlayFile::kBitsPerPage / 64;
 static_assert(kWordsPerPage * 64 == OverlayFile::kBitsPerPage);
 /// The disk may grow to this many times its size, or to what is needed for 1 TiB.
@@ -48,10 +47,12 @@ uint64_t OverlayFile::container_bytes(uint64_t disk_bytes, uint32_t granule_byte
            granules * granule_bytes;
 }
 
-OverlayFile::Header OverlayFile::make_header(uint64_t disk_bytes, uint32_t granule_bytes) {
+OverlayFile::Header OverlayFile::make_header(uint64_t disk_bytes, uint32_t granule_bytes,
+                                             uint32_t layers) {
     Header header{};
     std::memcpy(header.magic, kMagic, sizeof kMagic);
-    header.version = kVersion;
+    header.version = version_for(layers);
+    header.layers = layers;
     header.granule_bytes = granule_bytes;
     header.disk_bytes = header.base_bytes = disk_bytes;
     header.epoch = 1;
@@ -61,13 +62,13 @@ OverlayFile::Header OverlayFile::make_header(uint64_t disk_bytes, uint32_t granu
 }
 
 // A file of this name is a whole container from its first moment on, whatever happens.
-Status OverlayFile::create_at(const std::string& path, uint64_t disk_bytes,
-                              uint32_t granule_bytes) {
+Status OverlayFile::create_at(const std::string& path, uint64_t disk_bytes, uint32_t granule_bytes,
+                              uint32_t layers) {
     const std::string made = path + ".new";
     ::unlink(made.c_str());
     Fd fd(::open(made.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
     if (!fd) return system_error(ErrorKind::kBacking, errno, "creating " + path);
-    const Header header = make_header(disk_bytes, granule_bytes);
+    const Header header = make_header(disk_bytes, granule_bytes, layers);
     const auto bytes = static_cast<off_t>(container_bytes(disk_bytes, granule_bytes));
     const bool written = ::ftruncate(fd.get(), bytes) == 0 &&
                          ::pwrite(fd.get(), &header, sizeof header, 0) == sizeof header &&
@@ -80,6 +81,18 @@ Status OverlayFile::create_at(const std::string& path, uint64_t disk_bytes,
     Fd directory(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
     if (directory) ::fsync(directory.get());
     return {};
+}
+
+Result<uint32_t> OverlayFile::read_layers(const std::string& path) {
+    Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    Header header{};
+    if (!fd || ::pread(fd.get(), &header, sizeof header, 0) < 0) {
+        return system_error(ErrorKind::kBacking, errno, "reading " + path);
+    }
+    // What is no overlay is told when it is opened.
+    const bool good = std::memcmp(header.magic, kMagic, sizeof kMagic) == 0 &&
+                      header.crc == crc32c(&header, offsetof(Header, crc));
+    return good ? header.layers : 0u;
 }
 
 Status OverlayFile::create_in(block::Device& scratch, uint64_t disk_bytes,
@@ -139,9 +152,9 @@ Status OverlayFile::check_header(uint64_t base_bytes, uint32_t granule_bytes) co
     if (header_.crc != crc32c(&header_, offsetof(Header, crc))) {
         return damaged("the checksum of its header is wrong");
     }
-    if (header_.version != kVersion) {
-        return damaged("its version is " + std::to_string(header_.version) + ", not " +
-                       std::to_string(kVersion));
+    if (header_.version != version_for(header_.layers)) {
+        return damaged("its version is " + std::to_string(header_.version) +
+                       ", which this vbdkit does not know");
     }
     const uint32_t granule = header_.granule_bytes;
     if (granule < 4096 || granule > (1u << 20) || !std::has_single_bit(granule) ||
@@ -149,7 +162,7 @@ Status OverlayFile::check_header(uint64_t base_bytes, uint32_t granule_bytes) co
         scratch_->size_bytes() < container_bytes(header_.disk_bytes, granule)) {
         return damaged("its header contradicts itself");
     }
-    if (header_.base_bytes != base_bytes) {
+    if (base_bytes != kAnyBase && header_.base_bytes != base_bytes) {
         return Error{ErrorKind::kBacking, 0,
                      scratch_->geometry().description + " belongs to a disk of " +
                          std::to_string(header_.base_bytes) + " bytes, and this one has " +
@@ -320,6 +333,12 @@ Status OverlayFile::reset() {
         if (scratch_->geometry().can_discard && begin < end) io_->discard(begin, end - begin);
     }
     return {};
+}
+
+Status OverlayFile::set_layers(uint32_t layers) {
+    header_.layers = layers;
+    header_.version = version_for(layers);
+    return failed_io(write_header(), "writing the header of an overlay");
 }
 
 Status OverlayFile::detach() {

@@ -7,7 +7,7 @@
 //            group 0: kBitsPerPage granules
 //            group 1: slot A, slot B, granules ...
 //
-//   header       magic, version, granule, sizes, epoch, clean, crc32c
+//   header       magic, version, granule, sizes, epoch, clean, layers below (overlay_layers.h), crc32c
 //   bitmap page  crc32c, page number, epoch and sequence, bits; of the slots that are whole and of
 //                the header's epoch the one with the higher sequence counts
 //
@@ -36,6 +36,8 @@ class OverlayFile {
   public:
     static constexpr uint64_t kHeaderBytes = 4096;
     static constexpr uint64_t kPageBytes = 4096;
+    /// For open(): whatever the disk below is.
+    static constexpr uint64_t kAnyBase = 0;
     static constexpr uint64_t kBitsPerPage = (kPageBytes - 16) * 8;
 
     /// How long the container of a disk is.
@@ -43,7 +45,10 @@ class OverlayFile {
 
     /// Makes a container for a disk of this size where there is none. Errors: kBacking where there
     /// is something already.
-    static Status create_at(const std::string& path, uint64_t disk_bytes, uint32_t granule_bytes);
+    static Status create_at(const std::string& path, uint64_t disk_bytes, uint32_t granule_bytes,
+                            uint32_t layers = 0);
+    /// How many layers the container at `path` stands on. Errors: kBacking.
+    static Result<uint32_t> read_layers(const std::string& path);
     /// The same in a device that is long enough.
     static Status create_in(block::Device& scratch, uint64_t disk_bytes, uint32_t granule_bytes);
 
@@ -56,6 +61,7 @@ class OverlayFile {
     /// It may be longer than the disk below.
     uint64_t disk_bytes() const { return header_.disk_bytes; }
     uint64_t base_bytes() const { return header_.base_bytes; }
+    uint32_t layers() const { return header_.layers; }
     block::Device& scratch() { return *scratch_; }
 
     /// Whether the overlay has this granule.
@@ -85,6 +91,7 @@ class OverlayFile {
     Status resize(uint64_t disk_bytes);
     /// Forgets every granule, at once.
     Status reset();
+    Status set_layers(uint32_t layers);
     /// The end of attach(): commits, and says that the container was left in order.
     Status detach();
 
@@ -97,7 +104,7 @@ class OverlayFile {
         uint64_t base_bytes;
         uint32_t epoch;
         uint32_t clean;
-        uint32_t reserved;
+        uint32_t layers;  // from version 2 on
         uint32_t crc;  // of all before it
     };
     struct PageHead {
@@ -113,7 +120,8 @@ class OverlayFile {
     static_assert(sizeof(PageHead) == 16);
 
     OverlayFile() = default;
-    static Header make_header(uint64_t disk_bytes, uint32_t granule_bytes);
+    static Header make_header(uint64_t disk_bytes, uint32_t granule_bytes, uint32_t layers = 0);
+    static uint32_t version_for(uint32_t layers) { return layers > 0 ? 2 : 1; }
     static uint64_t group_bytes(uint32_t granule_bytes) {
         return 2 * kPageBytes + kBitsPerPage * granule_bytes;
     }

@@ -2,7 +2,7 @@
 import type { Resized } from '../../control/target.js'
 import { VbdError } from '../../errors.js'
 import { formatSize } from '../../units.js'
-import type { VbdInfo } from '../../vbd/vbd.js'
+import type { VbdInfo } from '../../vbd/info.js'
 import { addControlOptions, type ControlOptions, connectControl } from '../control_option.js'
 import { sizeArgument, vbdArgument } from '../options.js'
 import { action, addCommand, type Command, type Context } from '../program.js'

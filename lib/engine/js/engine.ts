@@ -7,8 +7,17 @@
  *                   └──────────────── queue, one per ring; loop runs them all ──────────────────────────┘
  */
 import { planOf } from '../../disk/plan.js'
+import type { OverlaySpec } from '../../disk/spec.js'
 import { VbdError } from '../../errors.js'
-import type { DiskSpec, Engine, EngineDisk, EngineVbd, Heartbeat, Tunables } from '../engine.js'
+import type {
+  DiskSpec,
+  Engine,
+  EngineDisk,
+  EngineVbd,
+  Heartbeat,
+  OverlayAct,
+  Tunables,
+} from '../engine.js'
 import { loadAddon } from '../load_addon.js'
 import { createNativeStages, type NativeStages, type NativeXenConnection } from '../native.js'
 import { translate } from '../native_errors.js'
@@ -96,6 +105,11 @@ export class JsEngine implements Engine {
       throw closed('the engine')
     }
     return disk
+  }
+
+  changeOverlay(act: OverlayAct, spec: OverlaySpec): Promise<string> {
+    this.#stages ??= createNativeStages(this.#o)
+    return this.#stages.changeOverlay(act, spec)
   }
 
   createVbd(options: Parameters<Engine['createVbd']>[0]): EngineVbd {

@@ -41,7 +41,21 @@ const COMMANDS = [
     'tune',
     'unit',
   ],
-  ...['doctor', 'pause', 'resume', 'swap', 'trace', 'replay', 'demo', 'bench', 'xl-script', 'init'],
+  ...[
+    'doctor',
+    'pause',
+    'resume',
+    'swap',
+    'snapshot',
+    'commit',
+    'reset',
+    'trace',
+    'replay',
+    'demo',
+    'bench',
+    'xl-script',
+    'init',
+  ],
 ]
 
 describe('help', () => {
@@ -167,6 +181,12 @@ describe('commands that ask a running serve', () => {
       asked.push([vbd, params, shrink])
       return { description: params, sizeBytes: 1 << 20 }
     },
+    snapshot: async (vbd) => {
+      asked.push([vbd, 'snapshot'])
+      return { layer: '/srv/scratch.1' }
+    },
+    commit: async (vbd) => void asked.push([vbd, 'commit']),
+    reset: async (vbd, force) => void asked.push([vbd, 'reset', force]),
     trace: async function* () {},
     tune: (vbd, tuning: Tuning) => {
       asked.push([vbd, tuning])

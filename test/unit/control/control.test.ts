@@ -66,6 +66,15 @@ class FakeTarget implements ControlTarget {
   async swap(vbd: string, params: string, shrink: boolean) {
     return { vbd, params, shrink }
   }
+  async snapshot(vbd: string) {
+    return { layer: `${vbd}.1` }
+  }
+  async commit(vbd: string) {
+    return { vbd }
+  }
+  async reset(vbd: string, force: boolean) {
+    return { vbd, force }
+  }
   async *trace(vbd: string) {
     this.info(vbd)
     yield { requests: [1, 2], dropped: 0 }
