@@ -93,6 +93,7 @@ export {
 export type { CloseOptions, ToolstackChoice } from './vbd/attachment.js'
 export type { BackendEvents } from './vbd/events.js'
 export { type ExplainedStage, Explanation } from './vbd/explain.js'
+export type { VbdInfo } from './vbd/info.js'
 export type { AcceptOptions, DeviceOffer } from './vbd/offer.js'
 export type { VbdOptions } from './vbd/options.js'
 export type { ConnectionInfo } from './vbd/reporter.js'
@@ -113,5 +114,4 @@ export {
   type TraceSummary,
 } from './vbd/trace_file.js'
 export type { Vbd, VbdEvents, VbdTunables } from './vbd/vbd.js'
-export type { VbdInfo } from './vbd/info.js'
 export type { XenbusStateName } from './xenbus/state.js'

@@ -304,14 +304,18 @@ export class Backing {
         if (!lease.alone) {
           throw new VbdError('ERR_VBD_BUSY', `the disk of ${name} is served to others, too`)
         }
+        // The engine's vbd lets go of the disk, too.
+        const nothing = await engine.openDisk({ driver: 'memory', sizeBytes: 4096 })
         open = false
         try {
+          this.#vbd?.useDisk(nothing)
           await lease.release()
           return await engine.changeOverlay!(act, spec)
         } finally {
           this.#lease = await this.#takeLease(lease.disk)
           this.#vbd?.useDisk(this.#lease.engineDisk)
           open = true
+          await nothing.close()
         }
       })
     } finally {

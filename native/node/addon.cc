@@ -3,6 +3,7 @@
 #include <sys/resource.h>
 
 #include "block/io_context.h"
+#include "node/disk_object.h"
 #include "node/engine_object.h"
 #include "node/host_object.h"
 #include "node/mock_object.h"
