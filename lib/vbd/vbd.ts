@@ -268,7 +268,7 @@ export class Vbd {
   }
 
   /**
-   * Freezes what an overlay has as a layer, and goes on with an empty one above it; the guest sees a short wait, and its
+   * Freezes what an overlay has as a layer, and goes on with an empty one above it; the guest sees a short wait. Its
    * file systems are in the layer as after a loss of power. Resolves to the layer's path.
    *
    * @throws ERR_VBD_UNSUPPORTED unless the disk has one overlay with a scratch file; ERR_VBD_BACKING; ERR_VBD_STATE
@@ -283,8 +283,8 @@ export class Vbd {
   }
 
   /**
-   * Takes an overlay back to its last snapshot, or to the disk below. @throws as `snapshot`; ERR_VBD_STATE while a guest
-   * is connected, which would find other data under it, without `force`
+   * Takes an overlay back to its last snapshot, or to the disk below. @throws as `snapshot`; ERR_VBD_STATE while a
+   * guest is connected, which would find other data under it, without `force`
    */
   async reset({ force = false }: { force?: boolean } = {}): Promise<void> {
     checkReset(this.id, this.connected, force)
