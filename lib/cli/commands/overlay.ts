@@ -11,7 +11,7 @@ interface OverlayWords extends ControlOptions {
 export function addSnapshot(program: Command, context: Context): void {
   add(program, context, 'snapshot', {
     description:
-      'Answers what was taken, makes a layer of the scratch file (FILE.1, FILE.2, ...), and goes on with an empty one ' +
+      'Answers what was taken, makes a layer of the scratch file (FILE.1, FILE.2, ...) and goes on with an empty one ' +
       'above it. The guest sees a short wait; its file systems are in the layer as after a loss of power, so have it ' +
       'sync or freeze them first. Layers are found again when the overlay is served the next time.',
     examples: [['vbdkit snapshot 1:xvda', 'prints the new layer']],
