@@ -141,10 +141,6 @@ export class NativeStagesDisk extends JsDisk {
     return this.#below.stages()
   }
 
-  async flush(): Promise<void> {
-    await this.#below.flush?.()
-  }
-
   override tuneStage(stage: number, setting: string, value: number): void {
     this.#below.tuneStage(stage, setting, value)
   }
