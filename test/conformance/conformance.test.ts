@@ -113,7 +113,7 @@ function impossible(disk: Disk): string | undefined {
 }
 
 describe('every disk does what disks do', () => {
-  it.each(rows)('$name', async (row) => {
+  it.each(rows.map((row) => [row.name, row] as const))('%s', async (_name, row) => {
     for (let seed = firstSeed; seed < firstSeed + seeds; seed++) {
       const subject = row.make(world)
       try {

@@ -16,7 +16,7 @@ import { delay, fault, log, throttle, verify } from '../../lib/disk/filters.js'
 import { overlaid, overlay } from '../../lib/disk/overlay.js'
 import type { MakeFilter } from '../../lib/disk/script.js'
 import type { World } from '../support/product_world.js'
-import { BASES, type Base, imageBase, type MadeBase } from './bases.js'
+import { BASES, type Base, imageBase, type MadeBase, scriptedBase } from './bases.js'
 import type { Conduct, Kind, Tally } from './exercise.js'
 import type { Nature } from './shadow.js'
 
@@ -155,6 +155,25 @@ export const DRIVERS: readonly Row[] = [
     name: 'an overlay of a pattern',
     of: [overlay, overlaid],
     make: () => ({ disk: overlay(pattern(SIZE)), content: patternBytes(SIZE, 0n) }),
+  },
+  {
+    name: 'a concatenation of a script and a file, which is a script, too',
+    of: [concat],
+    make(world) {
+      const halves = [content(SIZE, 1), content(512 * 1024, 2)]
+      const [first, second] = [
+        scriptedBase.make(world, halves[0]!),
+        imageBase.make(world, halves[1]!),
+      ]
+      return {
+        disk: concat(first.disk, second.disk),
+        content: Buffer.concat(halves),
+        check(wanted) {
+          equal(first.holds!(), wanted.subarray(0, SIZE), 'the first part')
+          equal(second.holds!(), wanted.subarray(SIZE), 'the second part')
+        },
+      }
+    },
   },
   {
     name: 'a concatenation of memory, a file and a part of another',
