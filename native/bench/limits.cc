@@ -108,7 +108,10 @@ class PingPong final : public Benchmark {
 
     Status run(uint64_t duration_ns, Sample& sample) override {
         if (by_line_) {
-            send();  // the peer sleeps between runs
+            // The peer sleeps between runs. It must not find kRest any more when it wakes.
+            lines_->ping.store(++round_, std::memory_order_release);
+            send();
+            while (lines_->pong.load(std::memory_order_acquire) != round_) relax();
             repeat(duration_ns, kBatch, sample, [&] {
                 for (uint64_t i = 0; i < kBatch; i++) {
                     lines_->ping.store(++round_, std::memory_order_release);
