@@ -22,7 +22,7 @@ async function measureAttached(context: Context): Promise<void> {
   const disk = { driver: 'null', sizeBytes: 1024 * MIB } as const
   // Several times: what the first guests of a process cost, and garbage, is not what a ring costs.
   const costs: number[] = []
-  for (let i = 0; i < (quick ? 2 : 3); i++) {
+  for (let i = 0; i < 3; i++) {
     const before = await backend.call('memory')
     const rings = await world.connect({ disk, guests: RINGS })
     costs.push(((await backend.call('memory')) - before) / RINGS / 1024)
