@@ -155,8 +155,8 @@ TEST_CASE("cache: writes back by itself after a while, and when half of it is di
                          std::make_unique<Borrowed>(*below)));
     Pages page(4096), much(768 * 1024);
     CHECK(disk.write(0, page) == 0);
+    wait_until([&] { return counter(disk.device(), "writtenBackBytes") == 4096; });
     wait_until([&] { return counter(disk.device(), "dirtyBytes") == 0; });
-    CHECK(counter(disk.device(), "writtenBackBytes") == 4096);
     REQUIRE(disk.device().tune("writeBackMs", 3'600'000));
     CHECK_FALSE(disk.device().tune("writeBackMs", -1));
     CHECK(disk.write(0, much) == 0);
