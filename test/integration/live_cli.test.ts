@@ -33,8 +33,12 @@ function ask(...args: string[]) {
 }
 
 function qemuIo(...commands: string[]) {
+  return qemuIoAt(socket, ...commands)
+}
+
+function qemuIoAt(nbd: string, ...commands: string[]) {
   const args = commands.flatMap((command) => ['-c', command])
-  return program('qemu-io', ['-f', 'raw', `nbd+unix:///?socket=${socket}`, ...args])
+  return program('qemu-io', ['-f', 'raw', `nbd+unix:///?socket=${nbd}`, ...args])
 }
 
 describe('pause and resume', () => {
@@ -129,5 +133,45 @@ describe('trace and replay', () => {
     const { code, err } = await scene.run('replay', path, 'memory', '1MiB')
     expect(code).toBe(2)
     expect(err).toContain(`line 2 of ${path} is no line of a trace`)
+  })
+})
+
+describe('snapshot, reset and commit', () => {
+  const byteAt = async (path: string, offset: number) => (await readFile(path))[offset]
+
+  it('of an overlay, also after the daemon of the disk was killed', async () => {
+    const [below, scratch, nbd] = ['base.img', 'scratch', 'second.sock'].map((name) =>
+      scene.path(name),
+    )
+    await writeFile(below!, Buffer.alloc(4 * MIB, 1))
+    const words = ['2:xvda', 'file', below!, '--filter', `overlay:${scratch}`]
+    const first = await scene.serve(...words)
+    const guest = await scene.guest('2:xvda', '--nbd', nbd!)
+    await guest.says(/exported as/)
+    const io = (...commands: string[]) => qemuIoAt(nbd!, ...commands)
+    await io('write -P 2 0 64k', 'flush')
+    expect(await ask('snapshot', '2:xvda')).toMatchObject({
+      code: 0,
+      out: `2:xvda: ${scratch}.1\n`,
+    })
+    await io('write -P 3 0 64k', 'flush')
+    first.child.kill('SIGKILL')
+    await first.ended
+    await scene.serve(...words)
+    await io('read -P 3 0 64k', 'read -P 1 64k 64k')
+
+    const unforced = await ask('reset', '2:xvda')
+    expect(unforced).toMatchObject({ code: 1, err: expect.stringContaining('with force') })
+    expect(await ask('reset', '2:xvda', '--force')).toMatchObject({
+      code: 0,
+      out: '2:xvda: reset\n',
+    })
+    await io('read -P 2 0 64k')
+    expect(await byteAt(below!, 0)).toBe(1)
+    expect((await ask('commit', '2:xvda')).code).toBe(0)
+    expect(await byteAt(below!, 0)).toBe(2)
+    const refused = await ask('snapshot', '1:xvda')
+    expect(refused.code).toBe(2)
+    expect(refused.err).toContain('overlay')
   })
 })
