@@ -148,7 +148,7 @@ async function measureWork(context: Context, medium: Medium, work: Work): Promis
         axis: 'depth',
         at: work.depth,
         bytesEach: work.block,
-        contenders: [...vbdkit(rings, medium, work), ...limit, ...raw],
+        contenders: [...vbdkit(context, rings, medium, work), ...limit, ...raw],
         ...(limit[0] && { reference: limit[0].series }),
         leastMs: medium.direct ? DIRECT_LEAST_MS : limit.length > 0 ? FIO_LEAST_MS : 0,
       }),
@@ -160,14 +160,14 @@ async function measureWork(context: Context, medium: Medium, work: Work): Promis
 }
 
 /** On the disk it matters who waits how; elsewhere nobody waits. */
-function vbdkit(rings: Rings, medium: Medium, work: Work): Contender[] {
+function vbdkit(context: Context, rings: Rings, medium: Medium, work: Work): Contender[] {
   const { write, sequential } = work
   const as = (series: string, mode: LoadMode) =>
     rings.contender({ write, sequential, series, mode })
   if (!medium.direct) return [as('vbdkit', medium.mode)]
   return [
     as('vbdkit', 'adaptive'),
-    as('vbdkit, sleeping', 'sleeping'),
+    ...(context.quick ? [] : [as('vbdkit, sleeping', 'sleeping')]),
     as('vbdkit, polling', 'polling'),
   ]
 }
@@ -250,6 +250,7 @@ function settleDirect(context: Context, what: string, measured: Measured, over: 
     ['vbdkit', ''],
     ['vbdkit, sleeping', ', never polling'],
   ] as const) {
+    if (measured.of(series).length === 0) continue
     settle(context, {
       id: 'W5',
       what: what + how,
