@@ -80,6 +80,42 @@ describe.each(FAILING)('%s', (_what, disk) => {
   })
 })
 
+it('a flush that succeeds beside one that fails is not answered, and what waits behind them is not begun', async () => {
+  const guest = await world.guest()
+  const flushes: { resolve(): void; reject(error: Error): void }[] = []
+  let written = 0
+  const disk = defineDisk({
+    name: 'two flushes',
+    size: '1MiB',
+    read() {},
+    write() {
+      written++
+    },
+    flush: () => new Promise<void>((resolve, reject) => flushes.push({ resolve, reject })),
+  })
+  const vbd = await world.backend.serve(`${guest.domid}:xvda`, disk, { barrier: true })
+  const frontend = await guest.disk('xvda', { closeTimeoutMs: 200 })
+  const queue = frontend.queues[0]!
+  const sent = [send(queue, 'flush'), send(queue, 'flush')]
+  await vi.waitFor(() => expect(flushes).toHaveLength(2))
+  sent.push(send(queue, 'barrier'))
+  await expect.poll(() => vbd.stats().inFlight).toBe(3)
+  flushes[0]!.reject(new DiskError('EIO'))
+  await vi.waitFor(() => expect(world.said.errors.join()).toContain('a flush failed'))
+  flushes[1]!.resolve()
+
+  // Taken after all of them.
+  await expect(frontend.write(0, Buffer.alloc(512))).rejects.toThrow('ERROR to a write')
+  expect((await frontend.read(4096, 512)).length).toBe(512)
+  expect(sent).toEqual([{}, {}, {}])
+  expect(flushes).toHaveLength(2)
+  expect(written).toBe(0)
+  expect(vbd.stats().flush.requests).toBe(0)
+  await guest.close()
+  await vbd.close({ timeoutMs: 1000 })
+  expect(sent).toEqual([{}, {}, {}])
+})
+
 it('what fails besides flushes is answered so, and nothing more', async () => {
   const guest = await world.guest()
   const failing = memory('1MiB').with(

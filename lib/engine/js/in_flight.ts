@@ -4,10 +4,11 @@
  *
  *   slot ──parse──► Request ──Transfer.prepare──► pieces ──disk──► Transfer.finish ──► response
  */
+import { IO } from '../primitives.js'
 import type { MapGroup } from './map_groups.js'
 import type { Region } from './region.js'
 import { REJECT, type Reject, Request } from './request.js'
-import { MAX_SEGMENTS } from './wire.js'
+import { MAX_SEGMENTS, OPERATION, SECTOR_BYTES } from './wire.js'
 
 export const OUTCOME = {
   ready: 0,
@@ -84,6 +85,25 @@ export class InFlight {
     this.#direct = new SegmentArrays(MAX_SEGMENTS, placeholder)
     this.arrays = this.#direct
     this.request = new Request(this.arrays.segments)
+  }
+
+  /** What the disk is asked next, for the stage that this is in. `hasFlush`: of the guest. */
+  askDisk(hasFlush: boolean): void {
+    const { request } = this
+    this.offset = request.sector * SECTOR_BYTES
+    this.length = request.sectors * SECTOR_BYTES
+    if (this.stage !== STAGE.data) {
+      this.io = IO.flush
+      this.offset = 0
+      this.length = 0
+    } else if (request.operation === OPERATION.read) {
+      this.io = IO.read
+    } else if (request.operation === OPERATION.discard) {
+      this.io = request.secure ? IO.secureDiscard : IO.discard
+    } else {
+      // A guest without flushes has no other way to durability.
+      this.io = hasFlush ? IO.write : IO.durableWrite
+    }
   }
 
   /** Borrows larger arrays, for an indirect request. */

@@ -28,7 +28,7 @@ import { type Limits, parse, REJECT, type Reject } from './request.js'
 import type { Services } from './services.js'
 import { BATCH_ALONE, BATCH_REQUESTS, BATCH_SEGMENTS, Transfer } from './transfer.js'
 import type { VbdShared } from './vbd_shared.js'
-import { type Layout, MAX_SLOT_WORDS, OPERATION, SECTOR_BYTES } from './wire.js'
+import { type Layout, MAX_SLOT_WORDS, OPERATION } from './wire.js'
 
 export interface QueueOptions {
   readonly index: number
@@ -227,25 +227,24 @@ export class Queue {
 
   /** The disk is done with one step of a request: the next step, or the end. */
   #advance(item: InFlight): void {
-    if (item.errno !== 0) {
-      if (item.io === IO.flush) {
-        this.#holdFlush(item)
-        return
-      }
+    // One that was under way beside a flush that failed says nothing about what that one has lost.
+    if (item.io === IO.flush && (item.errno !== 0 || this.#shared.flushFailed)) {
+      this.#holdFlush(item)
+    } else if (item.errno !== 0) {
       this.#counters.diskErrors++
       const discards = item.io === IO.discard || item.io === IO.secureDiscard
       if (discards && item.errno === ERRNO.opNotSupp) item.unsupported = true
       else item.failed = true
+      this.#done.push(item)
     } else if (item.stage === STAGE.preFlush && item.request.segmentCount > 0) {
       item.stage = STAGE.data
       this.#issue(item)
-      return
     } else if (item.stage === STAGE.data && item.request.operation === OPERATION.writeBarrier) {
       item.stage = STAGE.postFlush
       this.#issue(item)
-      return
+    } else {
+      this.#done.push(item)
     }
-    this.#done.push(item)
   }
 
   /**
@@ -253,7 +252,7 @@ export class Queue {
    * nothing. The pages still go back.
    */
   #holdFlush(item: InFlight): void {
-    this.#counters.diskErrors++
+    if (item.errno !== 0) this.#counters.diskErrors++
     item.held = true
     item.failed = true
     this.#done.push(item)
@@ -278,6 +277,11 @@ export class Queue {
   #consume(nowNs: number): boolean {
     const stalled = this.#stalled
     if (stalled !== undefined) {
+      if (this.#shared.flushFailed && stalled.request.operation !== OPERATION.read) {
+        this.#stalled = undefined
+        this.#refuseAfterFailedFlush(stalled)
+        return true
+      }
       this.#budget.beginBatch()
       if (this.#shared.gateClosed(this) || !this.#admit(stalled)) return false
     } else {
@@ -386,21 +390,7 @@ export class Queue {
   }
 
   #issue(item: InFlight): void {
-    const { request } = item
-    item.offset = request.sector * SECTOR_BYTES
-    item.length = request.sectors * SECTOR_BYTES
-    if (item.stage !== STAGE.data) {
-      item.io = IO.flush
-      item.offset = 0
-      item.length = 0
-    } else if (request.operation === OPERATION.read) {
-      item.io = IO.read
-    } else if (request.operation === OPERATION.discard) {
-      item.io = request.secure ? IO.secureDiscard : IO.discard
-    } else {
-      // A guest without flushes has no other way to durability.
-      item.io = this.#shared.features.flush ? IO.write : IO.durableWrite
-    }
+    item.askDisk(this.#shared.features.flush)
     this.#issued.push(item)
   }
 
@@ -429,7 +419,12 @@ export class Queue {
   // ---- barriers
 
   #runBarrier(nowNs: number): boolean {
-    if (this.#barrierRunning || !this.#shared.closeGate(this) || this.atDisk > 0) return false
+    if (this.#barrierRunning) return false
+    if (this.#shared.flushFailed) {
+      this.#releaseBarrier() // never begun, and never answered
+      return true
+    }
+    if (!this.#shared.closeGate(this) || this.atDisk > 0) return false
     this.#budget.beginBatch()
     if (!this.#admit(this.#barrier!)) return false
     this.#barrierRunning = true
@@ -443,7 +438,7 @@ export class Queue {
   #releaseBarrier(): void {
     this.#barrier = undefined
     this.#barrierRunning = false
-    this.#shared.openGate()
+    this.#shared.openGate(this)
     this.#shared.wakeOthers(this)
   }
 }

@@ -73,6 +73,7 @@ export class JsVbd implements EngineVbd {
       throw new VbdError('ERR_VBD_ARGUMENT', message, { vbd: name })
     }
     this.#shared.disk = this.#engine.ours(disk, this.#shared.name)
+    this.#shared.flushFailed = false // of the one before
   }
 
   trace(on: boolean): void {

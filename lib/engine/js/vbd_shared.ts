@@ -88,8 +88,9 @@ export class VbdShared {
     return this.queues.every((other) => other === queue || other.atDisk === 0)
   }
 
-  openGate(): void {
-    this.#barrierOwner = undefined
+  /** Nothing where it is closed for another ring. */
+  openGate(queue: Queue): void {
+    if (this.#barrierOwner === queue) this.#barrierOwner = undefined
   }
 
   /** A ring has nothing at the disk any more, or opened the gate: whoever waits for that looks again. */
