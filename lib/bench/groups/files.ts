@@ -165,11 +165,9 @@ function vbdkit(context: Context, rings: Rings, medium: Medium, work: Work): Con
   const as = (series: string, mode: LoadMode) =>
     rings.contender({ write, sequential, series, mode })
   if (!medium.direct) return [as('vbdkit', medium.mode)]
-  return [
-    as('vbdkit', 'adaptive'),
-    ...(context.quick ? [] : [as('vbdkit, sleeping', 'sleeping')]),
-    as('vbdkit, polling', 'polling'),
-  ]
+  const usual = as('vbdkit', 'adaptive')
+  if (context.quick) return [usual]
+  return [usual, as('vbdkit, sleeping', 'sleeping'), as('vbdkit, polling', 'polling')]
 }
 
 function limitOf(context: Context, medium: Medium, work: Work): Contender[] {
