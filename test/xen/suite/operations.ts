@@ -83,6 +83,20 @@ describe('disks at work', () => {
     }
   })
 
+  // xl knows nothing of these. The second way to xenstore is the one of driver domains, the kernel's device.
+  for (const way of ['/run/xenstored/socket', '/dev/xen/xenbus']) {
+    it(`come by vbdkit attach and go by detach, xenstore through ${way}`, async () => {
+      const vbdkit = `XENSTORED_PATH=${way} vbdkit`
+      await sh(`${vbdkit} attach admin xvdd file /srv/c.img --xen host`)
+      await guest.sh(`
+        until [ -b /dev/xvdd ]; do sleep 0.1; done
+        echo ${way} | dd of=/dev/xvdd bs=512 conv=sync,fsync 2>&-`)
+      await sh(`${vbdkit} detach admin xvdd --xen host`)
+      await guest.sh('until [ ! -e /dev/xvdd ]; do sleep 0.1; done')
+      assert.equal((await run('head', '-n', '1', '/srv/c.img')).trim(), way)
+    })
+  }
+
   it('that do not exist are refused with the reason, and the guest is not made', async () => {
     const refused = scene.guest('none', { disks: [diskLine('xvda', '/srv/none.img')] })
     await assert.rejects(refused, /\/srv\/none\.img/)
