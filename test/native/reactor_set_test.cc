@@ -63,14 +63,15 @@ struct Sleeper {
         woken_said_ = true;
     }
 
-    std::promise<void> asleep;
-    EngineRig rig;
-
   private:
     std::promise<void> wake_;
     std::shared_future<void> woken_{wake_.get_future()};
     bool asleep_said_ = false;  // the reactor's
     bool woken_said_ = false;
+
+  public:
+    std::promise<void> asleep;
+    EngineRig rig;  // the last: its end waits for the reactor, which uses all of the above
 };
 
 TEST_CASE("reactor set: a grant call that sleeps holds up no other guest") {
