@@ -1,35 +1,23 @@
 /** The README's programs, as they stand there: they compile, run, and do what is said. */
 import { execFile, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import {
-  closeSync,
-  mkdirSync,
-  openSync,
-  readFileSync,
-  readSync,
-  rmSync,
-  truncateSync,
-  writeFileSync,
-} from 'node:fs'
+import { closeSync, openSync, readSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import ts from 'typescript'
 import { afterEach, beforeEach, expect, it } from 'vitest'
+import { folderInPackage, programsOf, readDocument } from '../support/documents.js'
 import { Scene } from './cli_process.js'
 
-const ROOT = fileURLToPath(new URL('../..', import.meta.url))
-const README = readFileSync(join(ROOT, 'README.md'), 'utf8')
-/** Inside the package, so that its own name resolves to it. */
-const FOLDER = join(ROOT, '.cache', `readme-${process.pid}`)
-
-const programs = [...README.matchAll(/```ts\n([\s\S]*?)```/g)].map((match) => match[1] ?? '')
+const FOLDER = folderInPackage('readme')
+const README = readDocument('README.md')
+const programs = programsOf(README)
 
 let scene: Scene
 
 beforeEach(async () => {
   scene = await Scene.make()
-  mkdirSync(FOLDER, { recursive: true })
+  folderInPackage('readme')
 })
 
 afterEach(async () => {

@@ -1,21 +1,19 @@
 /** The guide's programs compile, and its first disk is made, served and looked at with the commands that stand there. */
 import { execFile } from 'node:child_process'
-import { mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import ts from 'typescript'
 import { afterEach, beforeEach, expect, it } from 'vitest'
+import { folderInPackage, programsOf, ROOT, readDocument } from '../support/documents.js'
 import { missingTools } from '../support/product_tools.js'
 import { Scene } from './cli_process.js'
 
-const ROOT = fileURLToPath(new URL('../..', import.meta.url))
-const GUIDE = readFileSync(join(ROOT, 'docs/guide.md'), 'utf8')
-/** Inside the package, so that its own name resolves to it. */
-const FOLDER = join(ROOT, '.cache', `guide-${process.pid}`)
+const GUIDE = readDocument('docs/guide.md')
+const FOLDER = folderInPackage('guide')
 const shell = promisify(execFile)
 
-const programs = [...GUIDE.matchAll(/```ts\n([\s\S]*?)```/g)].map((match) => match[1]!)
+const programs = programsOf(GUIDE)
 
 /** The commands below a heading. */
 function commandsOf(heading: string): string[] {
@@ -27,7 +25,7 @@ let scene: Scene
 
 beforeEach(async () => {
   scene = await Scene.make()
-  mkdirSync(FOLDER, { recursive: true })
+  folderInPackage('guide')
 })
 afterEach(async () => {
   await scene.close()
