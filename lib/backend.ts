@@ -148,6 +148,7 @@ export class Backend {
       emit: (offer) => this.#emitter.emit('vbd', offer),
       serve: (device, disk, options) =>
         this.#serve(device.address, disk, { ...options, toolstack: 'wait' }, device),
+      servedAs: ({ address }) => this.#vbds.get(key(address)),
       background: (promise) => this.#background(promise),
     })
     this.#bus = new Bus({
@@ -285,9 +286,10 @@ export class Backend {
       await vbd.lifecycle.open()
       await this.#attach(vbd, disk, options)
       const device = offered ?? this.#bus.find(id.domid, id.devid)
-      if (offered !== undefined && !this.#bus.devices().includes(offered))
-        throw new VbdError('ERR_VBD_NOT_FOUND', `${vbd.id} has been detached meanwhile`)
-      if (offered !== undefined) this.#takeCare(vbd, offered)
+      if (offered !== undefined) {
+        this.#offers.requirePresent(offered)
+        this.#takeCare(vbd, offered)
+      }
       if (device !== undefined) vbd.lifecycle.bind(device)
       throwIfAborted(options.signal)
       this.#requireOpen()
@@ -299,7 +301,7 @@ export class Backend {
     return vbd
   }
 
-  #makeVbd(id: VbdId, disk: Disk, options: ServeOptions, untilDropped: boolean): Vbd {
+  #makeVbd(id: VbdId, disk: Disk, options: ServeOptions, once: boolean): Vbd {
     const name = formatVbdId(id)
     if (this.#vbds.has(key(id))) {
       throw new VbdError('ERR_VBD_BUSY', `${name} is served already`, {
@@ -317,9 +319,10 @@ export class Backend {
       tunables: engineTunables(tunables),
       journals: this.#settings.journals,
       logStats: tunables.logStats,
+      once,
       onDropped: (device) => {
+        if (once) this.#background(vbd.close(), vbd)
         this.#bus.forget(device)
-        if (untilDropped) this.#background(vbd.close(), vbd)
       },
       onSettled: () => this.#attachments.get(vbd)?.settled(),
       onClose: (closing, how) => this.#closeVbd(id, closing, how),
@@ -392,11 +395,9 @@ export class Backend {
 
   #found(device: Device): void {
     const vbd = this.#vbds.get(key(device.address))
-    if (vbd !== undefined) {
-      vbd.lifecycle.bind(device)
-      return
-    }
-    this.#offers.found(device)
+    if (vbd === undefined) this.#offers.found(device)
+    // Else it is looked at again when that one is out of the way.
+    else if (!vbd.closing) vbd.lifecycle.bind(device)
   }
 
   #missing(device: Device): void {

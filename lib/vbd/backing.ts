@@ -91,6 +91,11 @@ export class Backing {
     return withJournal(connection, this.journaled ? this.#o.journal : undefined)
   }
 
+  /** It has let go of its disk, or does so now. */
+  get closed(): boolean {
+    return this.#closed !== undefined
+  }
+
   get paused(): boolean {
     return this.#pause !== undefined
   }

@@ -42,7 +42,7 @@ export class Caretaker implements Keeper {
   async #look(): Promise<void> {
     if (!this.#lifecycle.holdsNothing) return
     const presence = await this.#directories.look()
-    const over = presence === 'orphan' || (await this.#directories.isClosedForGood())
-    if (over && presence !== 'foreign') await this.#directories.remove()
+    if (presence === 'orphan') await this.#directories.remove()
+    else if (presence !== 'foreign') await this.#directories.removeClosed()
   }
 }

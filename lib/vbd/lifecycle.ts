@@ -16,6 +16,7 @@ import { Coalescer } from '../xenbus/coalesce.js'
 import {
   type Device,
   type DeviceError,
+  type DeviceReading,
   isConnectionLoss,
   type WriteOutcome,
 } from '../xenbus/device.js'
@@ -38,6 +39,8 @@ import {
 export interface LifecycleOptions
   extends Omit<BackingOptions, 'onEvent' | 'onResize' | 'onDiskError'> {
   readonly events: LifecycleEvents
+  /** The device that it is bound to is its only one: once that closes for good, so does the disk. */
+  readonly once: boolean
 }
 
 /** Milliseconds after which a step that failed is tried again, doubled each time. */
@@ -46,6 +49,9 @@ const RETRY_MOST_MS = 5000
 
 /** Milliseconds that closing waits for a step in progress. */
 const LAST_STEP_MS = 1000
+
+/** Milliseconds of a toolstack's ten that Closed waits for the disk to be let go of. */
+const RELEASE_MS = 5000
 
 const EINVAL = 22
 const EPROTO = 71
@@ -64,8 +70,6 @@ export class Lifecycle {
   #connection: ConnectionInfo | undefined
   /** Of the rings, for a process after us. */
   #record = ''
-  /** Connected was written, so that `disconnected` is due. */
-  #announced = false
   /** Why this directory cannot be served at all; until it is made again. */
   #failure: DeviceError | undefined
   /** Why the next Closing is written, if not by the frontend's wish. */
@@ -103,7 +107,7 @@ export class Lifecycle {
 
   /** While both sides are Connected. */
   get connection(): ConnectionInfo | undefined {
-    return this.#announced ? this.#connection : undefined
+    return this.#reporter.connection
   }
 
   /** For pausing, and for what the engine counts. */
@@ -191,7 +195,7 @@ export class Lifecycle {
   async #letGo(): Promise<void> {
     await this.#backing.close()
     this.#ring = 'none'
-    this.#leave()
+    this.#reporter.disconnected()
   }
 
   async #part(intent: Intent, timeoutMs: number): Promise<void> {
@@ -234,7 +238,7 @@ export class Lifecycle {
     this.#reporter.observe(reading.own, reading.front)
     // Published, though the connection was lost before we were told so.
     const connected = reading.own === XenbusState.Connected && this.#ring === 'attached'
-    if (connected && !this.#announced) this.#announce()
+    if (connected) this.#reporter.connected(this.#connection!)
     // Advertised by a process before us, on terms that we do not know: we state ours first.
     const unknownTerms =
       reading.own === XenbusState.InitWait && this.#offer === undefined && this.#intent === 'serve'
@@ -242,7 +246,7 @@ export class Lifecycle {
       own: unknownTerms ? XenbusState.Initialising : reading.own,
       front: reading.front,
       online: reading.online,
-      disk: this.#failure === undefined ? 'ready' : 'failed',
+      disk: this.#failure === undefined && !this.#backing.closed ? 'ready' : 'failed',
       ring: this.#ring,
       intent: this.#intent,
       adoptable: this.#succession?.isPossible === true,
@@ -251,14 +255,14 @@ export class Lifecycle {
     if (reason !== undefined)
       this.#blame({ errno: EPROTO, text: this.#succession?.explain(reason) ?? reason })
     for (const step of steps) {
-      if (this.#closed || !(await this.#perform(step, device))) break
+      if (this.#closed || !(await this.#perform(step, device, reading))) break
       this.#progress.wake()
     }
     return true
   }
 
   /** False: the steps after it are void. */
-  async #perform(step: Step, device: Device): Promise<boolean> {
+  async #perform(step: Step, device: Device, { online }: DeviceReading): Promise<boolean> {
     switch (step) {
       case 'disconnect':
         return this.#disconnect()
@@ -275,6 +279,8 @@ export class Lifecycle {
       case 'closing':
         return this.#write(device, XenbusState.Closing, this.#failure ?? this.#reason)
       case 'closed':
+        // A toolstack that detaches for good takes Closed for leave to use the image elsewhere.
+        if (this.#o.once && !online) await within(this.#backing.close(), RELEASE_MS)
         return this.#write(device, XenbusState.Closed)
     }
   }
@@ -341,7 +347,7 @@ export class Lifecycle {
     this.#connection = taken.info
     this.#record = taken.record
     if (taken.sizeChanged) this.#sizeNews.raise()
-    this.#announce()
+    this.#reporter.connected(taken.info)
     return true
   }
 
@@ -356,13 +362,8 @@ export class Lifecycle {
     })
     if (outcome !== 'written') return false
     this.#reporter.observe(XenbusState.Connected, this.#reporter.front)
-    this.#announce()
+    this.#reporter.connected(this.#connection!)
     return true
-  }
-
-  #announce(): void {
-    this.#announced = true
-    this.#o.events.connected(this.#connection!)
   }
 
   async #disconnect(): Promise<boolean> {
@@ -374,15 +375,8 @@ export class Lifecycle {
       throw thrown
     }
     this.#ring = 'none'
-    this.#leave()
+    this.#reporter.disconnected()
     return true
-  }
-
-  #leave(): void {
-    this.#connection = undefined
-    if (!this.#announced) return
-    this.#announced = false
-    this.#o.events.disconnected()
   }
 
   async #drop(device: Device): Promise<boolean> {

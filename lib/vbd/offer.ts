@@ -53,7 +53,9 @@ export class DeviceOffer {
   #answered = false
 
   static async read(device: Device, answers: OfferAnswers): Promise<DeviceOffer> {
-    return new DeviceOffer(device, await device.readBackend(KEYS), answers)
+    const keys = await device.readBackend(KEYS)
+    device.choose(keys.params)
+    return new DeviceOffer(device, keys, answers)
   }
 
   private constructor(device: Device, keys: Keys, answers: OfferAnswers) {

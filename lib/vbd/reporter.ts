@@ -45,6 +45,7 @@ export class Reporter {
   readonly #sightings = new Limiter(STATES_PER_MINUTE)
   #own: XenbusState | undefined
   #front: XenbusState | undefined
+  #connection: ConnectionInfo | undefined
 
   constructor(events: LifecycleEvents) {
     this.#events = events
@@ -57,6 +58,25 @@ export class Reporter {
 
   get front(): XenbusState | undefined {
     return this.#front
+  }
+
+  /** Between `connected` and `disconnected`. */
+  get connection(): ConnectionInfo | undefined {
+    return this.#connection
+  }
+
+  /** Connected was written; told once, until `disconnected`. */
+  connected(connection: ConnectionInfo): void {
+    const isNews = this.#connection === undefined
+    this.#connection = connection
+    if (isNews) this.#events.connected(connection)
+  }
+
+  /** The guest is let go of; told where `connected` was. */
+  disconnected(): void {
+    if (this.#connection === undefined) return
+    this.#connection = undefined
+    this.#events.disconnected()
   }
 
   /** Both states as they are now. */

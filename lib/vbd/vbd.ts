@@ -66,6 +66,8 @@ export interface VbdSetup {
   readonly logStats: number | boolean
   /** The folder of journals (journal.ts). */
   readonly journals: string | undefined
+  /** It is for one device, and ends with that. */
+  readonly once: boolean
   /** Told when a device's directory is gone. */
   readonly onDropped: (device: Device) => void
   /** Told when there is nothing left to do for now. */
@@ -110,6 +112,7 @@ export class Vbd {
       disk: setup.disk,
       options: setup.options,
       tunables: setup.tunables,
+      once: setup.once,
       ...(setup.journals === undefined ? {} : { journal: journalPath(setup.journals, setup.id) }),
       events: {
         state: (side, state) => emit('state', { vbd: this, side, state }),
@@ -128,6 +131,11 @@ export class Vbd {
   /** For the backend that made it. */
   get lifecycle(): Lifecycle {
     return this.#lifecycle
+  }
+
+  /** `close` has been called: it takes no further device. */
+  get closing(): boolean {
+    return this.#closing !== undefined
   }
 
   /** Our xenbus state; `none` while no toolstack has attached the device. */

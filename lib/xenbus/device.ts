@@ -79,6 +79,8 @@ export class Device {
   #generation = 0
   /** Our state has been another one than the toolstack's first. */
   #begun = false
+  /** What its disk was chosen for, until we begin. */
+  #chosenFor: { readonly params: string | undefined } | undefined
   #errorWritten = false
 
   constructor(store: Xenstore, address: DeviceAddress) {
@@ -101,16 +103,22 @@ export class Device {
     }
   }
 
+  /** From now on a directory with other `params` is another device's, until we have begun with it. */
+  choose(params: string | undefined): void {
+    this.#chosenFor = { params }
+  }
+
   /** A directory that was removed and made again between two readings is gone: it may be another disk's by now. */
   async read(): Promise<DeviceReading> {
     const { backend, frontend } = this.paths
-    const [own, online, front] = await Promise.all([
+    const [own, online, front, isOther] = await Promise.all([
       this.#store.tryRead(`${backend}/state`),
       this.#store.tryRead(`${backend}/online`),
       this.alive ? this.#readGuest(`${frontend}/state`) : undefined,
+      this.#isAnother(this.#store),
     ])
     const state = own === undefined ? undefined : parseState(own)
-    const replaced = this.#begun && state === XenbusState.Initialising
+    const replaced = isOther || (this.#begun && state === XenbusState.Initialising)
     this.#begun ||= state !== XenbusState.Initialising
     return { own: replaced ? undefined : state, front: parseState(front), online: online !== '0' }
   }
@@ -168,6 +176,7 @@ export class Device {
         const state = await tx.tryRead(`${backend}/state`)
         if (state === undefined) throw new Abandoned('vanished')
         if (parseState(state) !== expected) throw new Abandoned('changed')
+        if (await this.#isAnother(tx)) throw new Abandoned('changed')
         await body(tx, backend)
         return 'written' as const
       })
@@ -221,6 +230,12 @@ export class Device {
     const watches = this.#watches
     this.#watches = []
     await Promise.all(watches.map((watch) => quietly(watch.close())))
+  }
+
+  /** Made again for another disk before we began. */
+  async #isAnother(store: Pick<XenstoreOps, 'tryRead'>): Promise<boolean> {
+    if (this.#begun || this.#chosenFor === undefined) return false
+    return (await store.tryRead(`${this.paths.backend}/params`)) !== this.#chosenFor.params
   }
 
   /** A guest may make its keys unreadable for us: then they are not there. */

@@ -81,26 +81,32 @@ export class Directories {
     })
   }
 
-  /** The device has closed, and shall not open again. */
-  async isClosedForGood(): Promise<boolean> {
-    const { backend } = this.paths
-    const [state, online] = await Promise.all([
-      this.store.tryRead(`${backend}/state`),
-      this.store.tryRead(`${backend}/online`),
-    ])
-    return parseState(state) === XenbusState.Closed && online === '0'
-  }
-
   /** Removes both directories, and the folders around the backend's that are empty then. Idempotent. */
   async remove(): Promise<void> {
+    await this.#removeIf(async () => true)
+  }
+
+  /** The same for a device that has closed and shall not open again; any other is left as it is. */
+  async removeClosed(): Promise<void> {
+    const { backend } = this.paths
+    await this.#removeIf(async (tx) => {
+      const state = parseState(await tx.tryRead(`${backend}/state`))
+      return state === XenbusState.Closed && (await tx.tryRead(`${backend}/online`)) === '0'
+    })
+  }
+
+  /** @param holds asked in the transaction: the directories may have been made again meanwhile, for another disk */
+  async #removeIf(holds: (tx: XenstoreOps) => Promise<boolean>): Promise<void> {
     const { backend, frontend } = this.paths
     // Before the transaction: what a guest can write is no part of it (R-38).
     const other = ((await this.store.tryRead(`${frontend}/backend`)) ?? backend) !== backend
-    await this.store.transaction(async (tx) => {
+    const removed = await this.store.transaction(async (tx) => {
+      if (!(await holds(tx))) return false
       if (!other) await tx.remove(frontend)
       await tx.remove(backend)
+      return true
     })
-    await this.#removeEmpty(parent(backend))
+    if (removed) await this.#removeEmpty(parent(backend))
   }
 
   /** Upward to `backend`, as libxl does, as long as nothing else is in them. */

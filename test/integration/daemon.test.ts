@@ -148,6 +148,17 @@ describe.skipIf(!built)('xl attaches', () => {
     await two.close()
   })
 
+  it("an image that was another guest's until now", async () => {
+    const path = image('moved.img')
+    const guests = [await guest(), await guest()]
+    for (let turn = 0; turn < 20; turn++) {
+      const { domid } = guests[turn % 2]!
+      await xl.attach(domid, { ...OURS, vdev: 'xvda', target: path })
+      await xl.detach(domid, 'xvda')
+    }
+    for (const each of guests) await each.close()
+  })
+
   it('and destroys the guest: Closed in time, although its frontend is gone', async () => {
     const one = await guest()
     const back = await xl.attach(one.domid, { ...OURS, vdev: 'xvda', target: 'memory:1MiB' })
@@ -161,13 +172,14 @@ describe.skipIf(!built)('xl attaches', () => {
 
   it('and detaches before the guest has looked', async () => {
     const one = await guest()
-    for (let turn = 0; turn < 5; turn++) {
+    // Often enough that the next directory comes while the vbd of the one before is closing.
+    for (let turn = 0; turn < 60; turn++) {
       await xl.attach(one.domid, { ...OURS, vdev: 'xvda', target: `memory:${turn + 1}MiB` })
       await xl.detach(one.domid, 'xvda')
     }
     // Each time another disk: the last one is what the guest gets.
-    await xl.attach(one.domid, { ...OURS, vdev: 'xvda', target: 'memory:9MiB' })
-    expect((await one.disk('xvda')).properties.sizeBytes).toBe(9 * MIB)
+    await xl.attach(one.domid, { ...OURS, vdev: 'xvda', target: 'memory:99MiB' })
+    expect((await one.disk('xvda')).properties.sizeBytes).toBe(99 * MIB)
     await one.close()
   })
 })

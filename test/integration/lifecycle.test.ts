@@ -618,6 +618,96 @@ describe('toolstacks', () => {
     expect(params).toEqual(['one', 'two'])
     expect(world.engine.mapped).toBe(1)
   })
+
+  it.each([
+    ['xl', undefined],
+    ['vbdkit attach', 'vbdkit-attach'],
+  ])('made again by %s while the vbd before closes: a disk of its own', async (_who, mark) => {
+    await open()
+    world.backend.on('vbd', async (offer) => {
+      await offer.accept(memory(offer.params!))
+    })
+    await world.createDomain()
+    let seed = 1
+    world.ours.turns = () => {
+      seed = (seed * 16_807) % 2_147_483_647
+      return 1 + (seed % 5)
+    }
+    let sizeMiB = 1
+    const marked = mark === undefined ? {} : { 'created-by': mark }
+    const attach = () => world.attach({ params: `${sizeMiB}MiB`, ...marked })
+    world.store.onCommit.add(({ client, path, value }) => {
+      if (client === 'backend' && path === `${BACKEND_PATH}/state` && value === '6') void attach()
+    })
+    await attach()
+    while (sizeMiB <= 40) {
+      await world.until(() => world.back('sectors') === `${2048 * sizeMiB}`, `${sizeMiB} MiB`)
+      await world.reach(2)
+      sizeMiB++
+      await world.detach()
+    }
+  })
+
+  /** Each offer is answered when the test says so, with the disk that it asked for. */
+  async function answeringLate(): Promise<() => void> {
+    await open()
+    let answer = () => {}
+    const told = new Promise<void>((resolve) => {
+      answer = resolve
+    })
+    world.backend.on('vbd', async (offer) => {
+      await told
+      await offer.accept(memory(offer.params!)).catch((thrown) => {
+        expect(thrown).toMatchObject({ code: 'ERR_VBD_NOT_FOUND' })
+      })
+    })
+    await world.createDomain()
+    await world.attach({ params: '1MiB' })
+    await world.settle()
+    return answer
+  }
+
+  it.each([
+    ['in one instant', async () => {}],
+    ['in two', () => world.removeDirectories().then(() => world.settle())],
+  ])(
+    'made again %s before its offer is answered: the disk that it asks for now',
+    async (_how, remove) => {
+      const answer = await answeringLate()
+      await remove()
+      await world.attach({ params: '2MiB' })
+      await world.settle()
+      answer()
+      await world.reach(2)
+      expect(world.back('sectors')).toBe('4096')
+      await world.settle()
+      expect(world.written).toEqual([2])
+    },
+  )
+
+  it('detached for good: the disk is free when Closed says so', async () => {
+    await open()
+    let openDisks: number | undefined
+    world.store.onCommit.add(({ path, value }) => {
+      if (path === `${BACKEND_PATH}/state` && value === '6') openDisks = world.engine.disks.size
+    })
+    world.backend.on('vbd', async (offer) => {
+      await offer.accept(memory('1MiB'))
+    })
+    await world.createDomain()
+    await world.attach()
+    await world.connectLinux()
+    // Closed by the guest alone: it may come back.
+    await world.frontState(6)
+    await world.reach(6)
+    expect(openDisks).toBe(1)
+    await world.frontState(1)
+    await world.connectLinux()
+    await world.detach()
+    await world.frontState(6)
+    await world.reach(6)
+    expect(openDisks).toBe(0)
+  })
 })
 
 describe('our own toolstack', () => {

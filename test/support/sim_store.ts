@@ -176,6 +176,8 @@ export class SimClient implements Xenstore {
   loseAfterCommit = false
   connected = true
   closed = false
+  /** Turns of the event loop that the next operation takes. */
+  turns: () => number = () => 1
 
   constructor(store: SimStore, name: string) {
     this.#store = store
@@ -186,9 +188,11 @@ export class SimClient implements Xenstore {
     return this.#watches.size
   }
 
-  /** Every operation takes a turn of the event loop, and fails without a connection. */
+  /** Every operation takes turns of the event loop, and fails without a connection. */
   async turn(): Promise<void> {
-    await new Promise((resolve) => setImmediate(resolve))
+    for (let left = this.turns(); left > 0; left--) {
+      await new Promise((resolve) => setImmediate(resolve))
+    }
     if (!this.connected || this.closed) throw new XenstoreError('ECONNRESET', 'connection lost')
   }
 

@@ -60,9 +60,10 @@ export class VbdWorld {
     this.store.introduce(domid)
   }
 
-  /** What xl writes; `keys` beside or instead of it. */
+  /** What xl writes, over what is there; `keys` beside or instead of it. */
   async attach(keys: Record<string, string> = {}): Promise<void> {
     await this.xl.transaction(async (tx) => {
+      for (const path of [FRONTEND_PATH, BACKEND_PATH]) await tx.remove(path)
       await tx.mkdir(FRONTEND_PATH)
       await tx.setPermissions(FRONTEND_PATH, [
         { access: 'n', domid: 1 },
