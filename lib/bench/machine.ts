@@ -45,16 +45,28 @@ export function chooseCpus(wanted: readonly number[] | undefined): Processors {
   return { guest, backend }
 }
 
+const AUTOGROUP = '/proc/self/autogroup'
+
 /**
  * Raises the priority of this process and all that it starts, where it may: others then disturb less. Linux weighs
- * whole sessions where autogroups are on, else processes. True: done.
+ * whole sessions where autogroups are on, so everything that was started from the same terminal is raised, too, and
+ * whoever is in another session starves meanwhile. Returns what puts it back as it was; undefined: not raised.
  */
-export function raisePriority(): boolean {
+export function raisePriority(): (() => void) | undefined {
   try {
-    writeFileSync('/proc/self/autogroup', '-20')
-    return true
+    // "/autogroup-25 nice 0"
+    const before = /nice (-?\d+)/.exec(readFileSync(AUTOGROUP, 'utf8'))?.[1]
+    if (before === undefined) return undefined
+    writeFileSync(AUTOGROUP, '-20')
+    return () => {
+      try {
+        writeFileSync(AUTOGROUP, before)
+      } catch {
+        // What was measured is worth more.
+      }
+    }
   } catch {
-    return false
+    return undefined
   }
 }
 

@@ -13,6 +13,16 @@ import { fullReport } from '../support/bench_report.js'
 
 const run = promisify(execFile)
 const CLI = new URL('../../bin/vbdkit.js', import.meta.url).pathname
+const MACHINE = new URL('../../dist/lib/bench/machine.js', import.meta.url).href
+
+/** The priority of this session; '' where the kernel has no such thing. */
+function sessionPriority(): string {
+  try {
+    return readFileSync('/proc/self/autogroup', 'utf8')
+  } catch {
+    return ''
+  }
+}
 
 let folder: string
 beforeAll(() => {
@@ -109,15 +119,40 @@ describe('the page', () => {
   })
 })
 
+// In a session of its own: what is next to this test would starve.
+it('raises the priority of a session for a while, and puts it back', async () => {
+  const program = `
+    import { readFileSync } from 'node:fs'
+    const { raisePriority } = await import(${JSON.stringify(MACHINE)})
+    const nice = () => /nice (.*)/.exec(readFileSync('/proc/self/autogroup', 'utf8'))?.[1]
+    const before = nice()
+    const putBack = raisePriority()
+    const meanwhile = nice()
+    putBack?.()
+    console.log(JSON.stringify({ raised: putBack !== undefined, meanwhile, same: nice() === before }))`
+  if (sessionPriority() === '') return
+  const child = spawn(process.execPath, ['--input-type=module', '-e', program], {
+    detached: true,
+    stdio: ['ignore', 'pipe', 'inherit'],
+  })
+  const said = JSON.parse(Buffer.concat(await child.stdout.toArray()).toString())
+  expect(said.same).toBe(true)
+  if (said.raised) expect(said.meanwhile).toBe('-20')
+})
+
 describe('vbdkit bench', () => {
   it('runs a group, prints a table, and leaves a report and a page that draws it', async () => {
     const out = join(folder, 'out')
+    const priority = sessionPriority()
     const args = [CLI, 'bench', '--quick', '--only', 'ring', '--out', out]
     const { stdout } = await run(process.execPath, args, { maxBuffer: 16 * 1024 * 1024 })
     expect(stdout).toContain('QUICK')
     const report = JSON.parse(readFileSync(join(out, 'bench.json'), 'utf8')) as Report
     expect(report.groups).toEqual(['ring'])
     expect(report.quick).toBe(true)
+    // A quick run shares the machine with others.
+    expect(report.machine.raisedPriority).toBe(false)
+    expect(sessionPriority()).toBe(priority)
     expect(report.rows.length).toBeGreaterThan(5)
     for (const { perSecond, series, workload } of report.rows) {
       expect(perSecond.rounds, `${workload}, ${series}`).toBeGreaterThanOrEqual(7)
