@@ -138,7 +138,9 @@ export class Frontend extends DiskIo implements AsyncDisposable {
     try {
       return await first
     } catch (error) {
-      const failure = toVbdError(error, 'ERR_VBD_XENSTORE')
+      // What was under way when the guest ended fails with it, and says less.
+      const { signal } = this.#guest
+      const failure = signal.aborted ? goneReason(signal) : toVbdError(error, 'ERR_VBD_XENSTORE')
       // A close() that came meanwhile ends this life itself; one that comes later finds it ending.
       if (this.#closing === undefined) {
         this.#closing = this.#leave(failure)

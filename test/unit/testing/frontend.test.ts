@@ -5,6 +5,7 @@ import { VbdError } from '../../../lib/errors.js'
 import { Frontend } from '../../../lib/testing/frontend.js'
 import type { FrontendOptions } from '../../../lib/testing/frontend_options.js'
 import { MANNERS, type MannersName } from '../../../lib/testing/manners.js'
+import { XenstoreError } from '../../../lib/xenstore/xenstore.js'
 import { FakeBackend, type FakeBackendOptions } from '../../support/fake_backend.js'
 import { FakeGuest } from '../../support/fake_guest.js'
 import { FakeStore } from '../../support/fake_store.js'
@@ -473,6 +474,17 @@ describe('changes', () => {
     await expect(read).rejects.toEqual(code('ERR_VBD_STATE'))
     expect(await closed).toEqual([expect.objectContaining({ message: 'the mock Xen is gone' })])
     await backend.die()
+  })
+
+  it('says that the guest ended, not which call was under way', async () => {
+    const { frontend, guest, store } = await makeWorld()
+    // As the client does it: what is pending fails, then everyone hears of it.
+    store.watch = () => {
+      const failed = Promise.reject(new XenstoreError('ECONNRESET', 'the connection was lost'))
+      guest.die(new VbdError('ERR_VBD_XENSTORE', "the mock's xenstore is gone"))
+      return failed
+    }
+    await expect(frontend.connect()).rejects.toMatchObject({ message: "the mock's xenstore is gone" })
   })
 
   it('closes although its backend is dead, and what waits is told', async () => {
