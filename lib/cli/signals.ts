@@ -5,7 +5,7 @@ import { constants } from 'node:os'
 import type { Terminal } from './terminal.js'
 
 /** How long an orderly stop may take. */
-const GRACE_MS = 10_000
+export const GRACE_MS = 10_000
 /** One Ctrl-C may arrive twice: from the terminal, and passed on by npm. */
 const SAME_MS = 1000
 

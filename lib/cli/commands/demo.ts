@@ -77,6 +77,7 @@ export function addDemoGuest(program: Command, context: Context): void {
     .requiredOption('--reference <file>')
     .addOption(wholeOption('--scratch-from <byte>', '', { min: 0, max: Number.MAX_SAFE_INTEGER }))
     .addOption(wholeOption('--seconds <n>', '', { min: 1, max: 40 }))
+    .addOption(wholeOption('--until-bytes <n>', '', { min: 0, max: Number.MAX_SAFE_INTEGER }))
     .addOption(wholeOption('--seed <n>', '', { min: 0, max: 2 ** 32 - 1 }))
     .action(
       action(context, (dir: string, vbd: string, options: Omit<DemoGuestOptions, 'dir' | 'vbd'>) =>

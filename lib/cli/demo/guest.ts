@@ -17,14 +17,17 @@ export interface DemoGuestOptions {
   readonly reference: string
   readonly scratchFrom: number
   readonly seconds: number
+  /** What the disk grows to meanwhile; the workload does not end before. */
+  readonly untilBytes: number
   readonly seed: number
 }
 
 const QUEUES = 2
 const RING_ORDER = 2
 const DEPTH = 32
-/** The whole disk is read once more in the end, for at most so long. */
+/** The whole disk is read once more in the end; one that is larger than the demo's own, for at most so long. */
 const VERIFY_SECONDS = 8
+const VERIFY_BYTES = 64 * 1024 * 1024
 
 /** Runs until the signal fires. Rejects when anything is wrong with the disk. */
 export async function demoGuest(
@@ -44,6 +47,7 @@ export async function demoGuest(
       reference,
       scratchFrom: options.scratchFrom,
       seconds: options.seconds,
+      untilBytes: options.untilBytes,
       seed: options.seed,
       depth: DEPTH,
       signal,
@@ -51,7 +55,7 @@ export async function demoGuest(
     })
     const tally = await workload.run()
     await frontend.flush()
-    const verified = await workload.verify(VERIFY_SECONDS)
+    const verified = await workload.verify(VERIFY_SECONDS, VERIFY_BYTES)
     const [violation] = frontend.violations
     if (violation !== undefined) {
       throw new VbdError('ERR_VBD_PROTOCOL', `the backend broke the protocol: ${violation.message}`)

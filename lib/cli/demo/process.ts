@@ -8,6 +8,7 @@ import type { Readable, Writable } from 'node:stream'
 import { fileURLToPath } from 'node:url'
 import { LineSplitter } from '../../control/protocol.js'
 import { VbdError } from '../../errors.js'
+import { GRACE_MS } from '../signals.js'
 
 /** A line of a child. */
 export interface ChildEvent {
@@ -15,8 +16,10 @@ export interface ChildEvent {
   readonly [field: string]: unknown
 }
 
-/** How long an orderly stop may take before the child is killed. */
-const STOP_MS = 5000
+/** How long a stop in a hurry may take before the child is killed. */
+const HURRY_MS = 5000
+/** The last resort of one in good order: a child that takes long ends itself before, and says so. */
+const ORDERLY_MS = 2 * GRACE_MS
 const MAX_LINE_BYTES = 4 * 1024 * 1024
 /** Of what a child said on stderr, for the message when it fails. */
 const MAX_COMPLAINT_BYTES = 4096
@@ -107,9 +110,10 @@ export class Child {
   }
 
   /** Stops it in good order, then by force. Resolves to its exit code. Idempotent. */
-  async stop(): Promise<number> {
+  async stop(patience: 'hurry' | 'orderly'): Promise<number> {
     if (!this.#over) this.#process.kill('SIGTERM')
-    const timer = setTimeout(() => this.#process.kill('SIGKILL'), STOP_MS)
+    const patienceMs = patience === 'orderly' ? ORDERLY_MS : HURRY_MS
+    const timer = setTimeout(() => this.#process.kill('SIGKILL'), patienceMs)
     const code = await this.exited
     clearTimeout(timer)
     return code

@@ -32,6 +32,8 @@ export interface WorkloadOptions {
   /** First byte of the scratch area, a multiple of the sector size; the area reads as zeroes at first. */
   readonly scratchFrom: number
   readonly seconds: number
+  /** It goes on, however long, until the disk has so many bytes: who resizes it may be late. */
+  readonly untilBytes: number
   readonly seed: number
   /** Operations in flight. */
   readonly depth: number
@@ -88,16 +90,17 @@ export class Workload {
   }
 
   /**
-   * Runs for `seconds`, or until `signal` fires. Rejects with ERR_VBD_IO at the first wrong byte, and with the disk's
-   * own errors.
+   * Runs for `seconds` and until the disk has grown, or until `signal` fires. Rejects with ERR_VBD_IO at the first
+   * wrong byte, and with the disk's own errors.
    */
   async run(): Promise<Tally> {
-    const { depth, seconds, signal } = this.#options
+    const { depth, seconds, untilBytes, signal } = this.#options
     this.#startedMs = performance.now()
     const endMs = this.#startedMs + seconds * 1000
     let failed = false
+    const isOver = () => performance.now() >= endMs && this.#disk.properties.sizeBytes >= untilBytes
     const lane = async () => {
-      while (performance.now() < endMs && !signal.aborted && !failed) {
+      while (!isOver() && !signal.aborted && !failed) {
         try {
           await this.#step()
         } catch (thrown) {
@@ -117,17 +120,18 @@ export class Workload {
   }
 
   /**
-   * Reads the whole disk once more, from front to back, for at most `seconds`. Resolves to the
-   * bytes that were compared.
+   * Reads the whole disk once more, from front to back; of one of more than `leastBytes` only what it can in
+   * `seconds`, and those. Resolves to the bytes that were compared.
    */
-  async verify(seconds: number): Promise<number> {
+  async verify(seconds: number, leastBytes: number): Promise<number> {
     const endMs = performance.now() + seconds * 1000
     // The resize may have come after the last operation.
     this.#grow()
     const { sizeBytes } = this.#disk.properties
     const { scratchFrom, signal } = this.#options
     let at = 0
-    while (at < sizeBytes && performance.now() < endMs && !signal.aborted) {
+    const isLate = () => at >= leastBytes && performance.now() >= endMs
+    while (at < sizeBytes && !isLate() && !signal.aborted) {
       const end = at < scratchFrom ? scratchFrom : sizeBytes
       const length = Math.min(1024 * 1024, end - at)
       await this.#compare(at, await this.#disk.read(at, length))

@@ -65,12 +65,13 @@ afterEach(async () => {
   await rm(folder, { recursive: true })
 })
 
-function workload(seconds: number, onProgress: () => void = () => {}): Workload {
+function workload(seconds: number, onProgress: () => void = () => {}, untilBytes = 0): Workload {
   const signal = new AbortController().signal
   return new Workload(disk, {
     reference,
     scratchFrom: IMAGE,
     seconds,
+    untilBytes,
     seed: 1,
     depth: 16,
     signal,
@@ -83,7 +84,7 @@ it('is content with a disk that keeps its word, and leaves the image as it was',
   let told = 0
   const run = workload(0.4, () => told++)
   const tally = await run.run()
-  expect(await run.verify(10)).toBe(IMAGE + SCRATCH)
+  expect(await run.verify(10, 0)).toBe(IMAGE + SCRATCH)
   expect(disk.content.subarray(0, IMAGE).equals(before)).toBe(true)
   expect(told).toBeGreaterThan(0)
   for (const count of [tally.reads, tally.writes, tally.flushes, tally.discards])
@@ -95,7 +96,7 @@ it('uses what a resize adds', async () => {
   const running = run.run()
   disk.grow(SCRATCH)
   await running
-  expect(await run.verify(10)).toBe(IMAGE + 2 * SCRATCH)
+  expect(await run.verify(10, 0)).toBe(IMAGE + 2 * SCRATCH)
   expect(disk.content.subarray(IMAGE + SCRATCH).some((byte) => byte !== 0)).toBe(true)
 })
 
@@ -103,7 +104,23 @@ it('reads back what a resize adds after the last of its operations', async () =>
   const run = workload(0.2)
   await run.run()
   disk.grow(SCRATCH)
-  expect(await run.verify(10)).toBe(IMAGE + 2 * SCRATCH)
+  expect(await run.verify(10, 0)).toBe(IMAGE + 2 * SCRATCH)
+})
+
+it('goes on until a resize that is late', async () => {
+  let operations = 0
+  disk.lie = () => {
+    if (++operations === 500) disk.grow(SCRATCH)
+    return false
+  }
+  await workload(0, () => {}, IMAGE + 2 * SCRATCH).run()
+  expect(operations).toBeGreaterThanOrEqual(500)
+  expect(operations).toBeLessThan(600)
+})
+
+it('reads back so much whatever time it takes, and no more when the time is over', async () => {
+  expect(await workload(0).verify(0, IMAGE + SCRATCH)).toBe(IMAGE + SCRATCH)
+  expect(await workload(0).verify(0, IMAGE)).toBe(IMAGE)
 })
 
 it('finds one flipped bit', async () => {
@@ -119,7 +136,9 @@ it('finds a lost write', async () => {
   let writes = 0
   disk.lie = (kind, offset) => kind === 'write' && offset >= IMAGE && ++writes % 20 === 0
   const run = workload(5)
-  await expect(run.run().then(() => run.verify(10))).rejects.toMatchObject({ code: 'ERR_VBD_IO' })
+  await expect(run.run().then(() => run.verify(10, 0))).rejects.toMatchObject({
+    code: 'ERR_VBD_IO',
+  })
 })
 
 it('finds a discard that was not carried out', async () => {

@@ -484,7 +484,9 @@ describe('changes', () => {
       guest.die(new VbdError('ERR_VBD_XENSTORE', "the mock's xenstore is gone"))
       return failed
     }
-    await expect(frontend.connect()).rejects.toMatchObject({ message: "the mock's xenstore is gone" })
+    await expect(frontend.connect()).rejects.toMatchObject({
+      message: "the mock's xenstore is gone",
+    })
   })
 
   it('closes although its backend is dead, and what waits is told', async () => {
