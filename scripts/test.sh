@@ -12,7 +12,7 @@
 #   xen           a real Xen in an emulated machine: dom0 and one guest (`npm run test:xen` is the long form)
 #   integration   whole ways through the addon, the mock and the command line
 #   differential  the JavaScript engine: both engines on the same generated streams, and integration tests on this one;
-#                 VBDKIT_FULL=1: every one of them that serves disks in this process, and 1,000,000 requests
+#                 VBDKIT_FULL=1: every one of them that serves disks, conformance, and 1,000,000 requests
 #   teardown      disks in TypeScript, whose threads and processes end under AddressSanitizer; builds the addon for that.
 #                 Only when it is named
 # Its last line is `N passed, N failed`; its exit code is 0 only when nothing failed.
@@ -63,15 +63,21 @@ run_native() { # NAME SANITIZERS DOCTEST-OPTION...
   return "$rc"
 }
 
+# Integration tests that no engine of ours serves disks in: xenstore, what moves nothing, what a command loads or prints,
+# and parts of the addon and of the native engine. All others run on either (test/tidy.test.ts sees to it).
+WITHOUT_ENGINE=(bench cli_start demo host lifecycle lifecycle_daemons lifecycle_model native_mock nbd_tools unit watchdog
+  xenstore_client xenstore_differential xenstore_exit xenstore_server)
+
 # Without VBDKIT_FULL what is long, or the same on both engines, is left out.
 run_differential() {
-  local names=(lifecycle_native hostile_ring filesystem flush_failure script script_filter overlay)
+  local name names=(lifecycle_native hostile_ring filesystem flush_failure script script_filter overlay)
   names=("${names[@]/%/.test.ts}")
   local files=(test/differential "${names[@]/#/test/integration/}")
   [ -z "${VBDKIT_FULL:-}" ] || {
-    mapfile -t files < <(grep -l 'support/product_world' test/integration/*.test.ts)
-    files+=(test/differential)
-    export VBDKIT_SEEDS=500 VBDKIT_REQUESTS=1000000
+    files=(test/differential test/conformance)
+    for name in $(basename -s .test.ts test/integration/*.test.ts); do
+      [[ " ${WITHOUT_ENGINE[*]} " == *" $name "* ]] || files+=("test/integration/$name.test.ts")
+    done
   }
   VBDKIT_TEST_ENGINE=js run_vitest differential "${files[@]}"
 }

@@ -587,6 +587,36 @@ check(
   sample('package-lock.json', '{ "packages": { "node_modules/x": { "version": "1.0.0" } } }'),
 )
 
+/** Integration tests run on either engine, but for those that scripts/test.sh names. */
+function engineOfTests(files: readonly Source[], without: readonly string[]): string[] {
+  const byEngine = /from '(\.\.\/support\/(product_world|engines)|\.\/cli_process)\.js'/
+  const nameOf = ({ path }: Source) => /^test\/integration\/(\w+)\.test\.ts$/.exec(path)?.[1] ?? ''
+  const named = files.filter((file) => nameOf(file) !== '')
+  return [
+    ...named
+      .filter((file) => !without.includes(nameOf(file)) && !byEngine.test(file.text))
+      .map(({ path }) => `${path}: serves on no engine of test/support/engines.ts`),
+    ...without
+      .filter((name) => !named.some((file) => nameOf(file) === name))
+      .map((name) => `scripts/test.sh names ${name}, which is not there`),
+  ]
+}
+
+describe('integration tests run on either engine', () => {
+  const list = /^WITHOUT_ENGINE=\(([^)]*)\)/m.exec(readOne('scripts/test.sh').text)?.[1] ?? ''
+  it('refuses one that runs on none, and a name too many', () => {
+    const one = sample('test/integration/a.test.ts', "import { B } from '../../lib/backend.js'")
+    expect(engineOfTests([one], [])).toHaveLength(1)
+    expect(engineOfTests([one], ['a', 'b'])).toHaveLength(1)
+    const good = sample('test/integration/a.test.ts', "import { S } from './cli_process.js'")
+    expect(engineOfTests([good], [])).toEqual([])
+  })
+  it('holds', () => {
+    expect(list).toContain('xenstore_client')
+    expect(engineOfTests(tests, list.trim().split(/\s+/))).toEqual([])
+  })
+})
+
 describe('native/sources.gypi lists what is there', () => {
   const { core_sources, addon_sources, bench_sources } = JSON.parse(
     readOne('native/sources.gypi').text,

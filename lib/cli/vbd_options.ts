@@ -140,7 +140,11 @@ export function onStopOption(fallback: OnStop): Option {
 export function addEngineOptions(command: Command): void {
   command
     .addOption(xenOption('where Xen is: auto, host, mock (in this process) or mock:DIR'))
-    .addOption(choiceOption('--engine <which>', 'what moves the data', ['native', 'js'], 'native'))
+    .addOption(
+      choiceOption('--engine <which>', 'what moves the data', ['native', 'js'], 'native').env(
+        'VBDKIT_ENGINE',
+      ),
+    )
     .addOption(
       choiceOption(
         '--js-io <how>',

@@ -4,6 +4,7 @@
  *   VBDKIT_SEED=N        the first seed; each seed is one stream
  *   VBDKIT_SEEDS=N       how many, at least
  *   VBDKIT_REQUESTS=N    go on until so many requests were compared
+ *   VBDKIT_FULL=1        500 seeds and 1,000,000 requests, where nothing else is said
  *
  * `npm run differential` is the long form, with the same as options.
  */
@@ -13,8 +14,9 @@ import { streams } from './stream.js'
 import { Twins } from './twins.js'
 
 const first = Number(process.env.VBDKIT_SEED ?? 1)
-const seeds = Number(process.env.VBDKIT_SEEDS ?? 40)
-const requests = Number(process.env.VBDKIT_REQUESTS ?? 0)
+const full = Boolean(process.env.VBDKIT_FULL)
+const seeds = Number(process.env.VBDKIT_SEEDS ?? (full ? 500 : 40))
+const requests = Number(process.env.VBDKIT_REQUESTS ?? (full ? 1_000_000 : 0))
 const PER_STREAM = 2000
 
 let twins: Twins

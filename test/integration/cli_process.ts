@@ -5,6 +5,7 @@ import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { ENGINE } from '../support/engines.js'
 
 const SCRIPT = fileURLToPath(new URL('../../bin/vbdkit.js', import.meta.url))
 const PATIENCE_MS = 30_000
@@ -15,7 +16,7 @@ export interface Ended {
   readonly err: string
 }
 
-/** One running command. */
+/** One running command, on the engine under test where it serves disks and names none. */
 export class Running {
   readonly child: ChildProcess
   readonly ended: Promise<Ended>
@@ -27,7 +28,7 @@ export class Running {
   constructor(args: readonly string[], env: NodeJS.ProcessEnv = {}) {
     this.child = spawn(process.execPath, [SCRIPT, ...args], {
       stdio: ['ignore', 'pipe', 'pipe'],
-      env: { ...process.env, NO_COLOR: '1', ...env },
+      env: { ...process.env, NO_COLOR: '1', VBDKIT_ENGINE: ENGINE, ...env },
     })
     this.child.stdout!.on('data', (chunk) => this.#said('out', chunk))
     this.child.stderr!.on('data', (chunk) => this.#said('err', chunk))

@@ -7,6 +7,7 @@ import { promisify } from 'node:util'
 import ts from 'typescript'
 import { afterEach, beforeEach, expect, it } from 'vitest'
 import { folderInPackage, programsOf, readDocument } from '../support/documents.js'
+import { ENGINE } from '../support/engines.js'
 import { Scene } from './cli_process.js'
 
 const FOLDER = folderInPackage('readme')
@@ -25,9 +26,10 @@ afterEach(async () => {
   rmSync(FOLDER, { recursive: true, force: true })
 })
 
-/** Starts a program of the README on our mock and our image. */
+/** Starts a program of the README on our mock, our image and the engine under test. */
 function start(name: string, source: string) {
   const here = source
+    .replace('Backend.open({', `$& engine: '${ENGINE}',`)
     .replaceAll('/tmp/xen', scene.path('xen'))
     .replaceAll('disk.img', scene.path('disk.img'))
   const { outputText, diagnostics } = ts.transpileModule(here, {
@@ -96,5 +98,5 @@ it('has a filter of one function, and says of it what it says there', async () =
   await scene.mock()
   const program = start('filter', programs[2]!)
   expect(await program.ended, program.said.text).toBe(0)
-  expect(program.said.text).toBe(said)
+  expect(program.said.text).toBe(said.replace(/(engine +)native/, `$1${ENGINE}`))
 })

@@ -16,6 +16,7 @@ import { MockGuest } from '../../lib/testing/guest.js'
 import { LoadDisk, runLoads } from '../../lib/testing/load.js'
 import { MANNERS, type MannersName } from '../../lib/testing/manners.js'
 import { type GuestEvent, runGuest } from '../../lib/testing/run_guest.js'
+import { ENGINE } from '../support/engines.js'
 
 const MIB = 1024 * 1024
 const exec = promisify(execFile)
@@ -25,7 +26,7 @@ let mock: MockHost
 let dir: string
 
 beforeEach(async () => {
-  backend = await Backend.open({ xen: 'mock', reactors: 1 })
+  backend = await Backend.open({ xen: 'mock', engine: ENGINE, reactors: 1 })
   mock = backend.mock!
   dir = mkdtempSync(join(tmpdir(), 'vbdkit-front-'))
 })

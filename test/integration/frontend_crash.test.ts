@@ -12,6 +12,7 @@ import { MockHost } from '../../lib/mock/mock_host.js'
 import type { Frontend } from '../../lib/testing/frontend.js'
 import { MockGuest } from '../../lib/testing/guest.js'
 import { runGuest } from '../../lib/testing/run_guest.js'
+import { ENGINE } from '../support/engines.js'
 
 const MIB = 1024 * 1024
 const BIN = fileURLToPath(new URL('../../bin/vbdkit.js', import.meta.url))
@@ -36,7 +37,10 @@ afterEach(async () => {
 
 function serve(...options: string[]): ChildProcess {
   const args = [BIN, 'serve', '--xen', `mock:${mock.dir}`, '1:xvda', 'file', image, ...options]
-  const child = spawn(process.execPath, args, { stdio: 'ignore' })
+  const child = spawn(process.execPath, args, {
+    stdio: 'ignore',
+    env: { ...process.env, VBDKIT_ENGINE: ENGINE },
+  })
   children.push(child)
   return child
 }

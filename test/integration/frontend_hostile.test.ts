@@ -7,6 +7,7 @@ import type { FrontendOptions } from '../../lib/testing/frontend_options.js'
 import { MockGuest } from '../../lib/testing/guest.js'
 import { HostileGuest, JUNK_VALUES } from '../../lib/testing/hostile.js'
 import type { Segment, WireRequest } from '../../lib/testing/wire.js'
+import { ENGINE } from '../support/engines.js'
 
 let backend: Backend
 let guest: MockGuest
@@ -19,7 +20,7 @@ async function take(options: FrontendOptions = {}): Promise<void> {
 }
 
 beforeEach(async () => {
-  backend = await Backend.open({ xen: 'mock', reactors: 1 })
+  backend = await Backend.open({ xen: 'mock', engine: ENGINE, reactors: 1 })
   await backend.serve('1:xvda', memory('4M'))
   guest = await MockGuest.join({ dir: backend.mock!.dir, domid: 1, memoryBytes: 16 << 20 })
 })

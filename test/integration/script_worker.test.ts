@@ -5,6 +5,7 @@
 import { existsSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { describe, expect, it } from 'vitest'
+import { ENGINE } from '../support/engines.js'
 import { tool } from '../support/product_tools.js'
 
 const LIBRARY = new URL('../../dist/lib/index.js', import.meta.url).href
@@ -82,7 +83,7 @@ async function script(body: string, code = 0): Promise<string[]> {
 }
 
 const SERVING = `
-  const backend = await Backend.open({ xen: 'mock' })
+  const backend = await Backend.open({ engine: '${ENGINE}', xen: 'mock' })
   const errors = []
   backend.on('error', ({ error }) => errors.push(error.message))
   const settled = async (message) => {
@@ -145,7 +146,7 @@ describe.skipIf(missing !== undefined)(`threads${missing ? ` (${missing})` : ''}
 
   it('a module that cannot be used says why, and leaves no thread', async () => {
     const lines = await script(`
-      const backend = await Backend.open({ xen: 'mock' })
+      const backend = await Backend.open({ engine: '${ENGINE}', xen: 'mock' })
       const complain = (disk) => backend.serve('1:xvda', disk).catch((error) => log(error.code, error.message))
       writeFileSync(folder + '/empty.mjs', '')
       writeFileSync(folder + '/wrong.mjs', 'export default 1 +')
@@ -196,7 +197,7 @@ describe.skipIf(missing !== undefined)(`threads${missing ? ` (${missing})` : ''}
 const SERVING_THREAD = `
   const { parentPort, workerData } = require('node:worker_threads')
   import(workerData.library).then(async ({ Backend, defineDisk }) => {
-    const backend = await Backend.open({ xen: 'mock:' + workerData.dir, reactors: 2 })
+    const backend = await Backend.open({ engine: '${ENGINE}', xen: 'mock:' + workerData.dir, reactors: 2 })
     const data = Buffer.alloc(4 << 20)
     const read = (buf, offset) => void data.copy(buf, 0, offset, offset + buf.length)
     const write = (buf, offset) => void buf.copy(data, offset)

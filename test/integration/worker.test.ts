@@ -5,6 +5,7 @@
 import { existsSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { describe, expect, it } from 'vitest'
+import { ENGINE } from '../support/engines.js'
 import { tool } from '../support/product_tools.js'
 
 /** Workers cannot run TypeScript: they, and the processes here, use the compiled library. */
@@ -42,7 +43,7 @@ async function script(body: string, code = 0): Promise<string> {
 const SERVING_WORKER = `
   const { parentPort, workerData } = require('node:worker_threads')
   import(workerData.library).then(async ({ Backend, memory, file }) => {
-    const backend = await Backend.open({ xen: 'mock:' + workerData.dir, reactors: 2 })
+    const backend = await Backend.open({ engine: '${ENGINE}', xen: 'mock:' + workerData.dir, reactors: 2 })
     for (const vdev of ['xvda', 'xvdb', 'xvdc']) await backend.serve('1:' + vdev, file(workerData.images + '/' + vdev))
     parentPort.postMessage('serving')
   })`
@@ -113,7 +114,7 @@ describe.skipIf(missing !== undefined)(
     }, 110_000)
 
     const serving = `
-    const backend = await Backend.open({ xen: 'mock', reactors: 2 })
+    const backend = await Backend.open({ engine: '${ENGINE}', xen: 'mock', reactors: 2 })
     const mock = backend.mock
     for (const vdev of ['xvda', 'xvdb', 'xvdc']) await backend.serve('1:' + vdev, memory('4MiB'))
     ${BUSY_GUEST}

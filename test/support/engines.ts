@@ -8,6 +8,9 @@ import type { EngineChoice } from '../../lib/platform.js'
 /** The engine under test. */
 export const ENGINE: EngineChoice = engineFrom(process.env.VBDKIT_TEST_ENGINE)
 
+/** Whether its rings have journals: then a guest whose backend was killed notices nothing, else it connects anew. */
+export const JOURNALED = ENGINE === 'native'
+
 function engineFrom(name = 'native'): EngineChoice {
   if (name === 'native' || name === 'js') return name
   throw new Error(`VBDKIT_TEST_ENGINE is ${name}: native or js`)
