@@ -289,8 +289,16 @@ void Reactor::unarm_kicked() {
     }
 }
 
+Status Reactor::watch(Queue& queue) {
+    if (watch(queue.event_fd(), &queue)) return {};
+    return system_error(ErrorKind::kXen, errno, "watching an event channel");
+}
+
+void Reactor::unwatch(Queue& queue) {
+    ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, queue.event_fd(), nullptr);
+}
+
 void Reactor::adopt(std::unique_ptr<Queue> queue) {
-    watch(queue->event_fd(), queue.get());
     queue->start();
     members_.push_back({std::move(queue), nullptr});
 }
@@ -315,7 +323,7 @@ void Reactor::remove_drained() {
             continue;
         }
         std::function<void()> on_closed = std::move(member.on_closed);
-        ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, member.queue->event_fd(), nullptr);
+        unwatch(*member.queue);
         members_.erase(members_.begin() + static_cast<ptrdiff_t>(i));
         closing_count_--;
         forget_ring();

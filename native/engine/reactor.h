@@ -74,7 +74,11 @@ class Reactor {
 
     // On the reactor's thread only (from a mailbox message).
     ReactorServices services() { return {io_.get(), pool_.get(), scratch_.get(), &guest_call_}; }
-    /// Takes a queue in and starts it.
+    /// Has a queue's events wake the reactor, before adopt(). Errors: kXen; then nothing has changed.
+    Status watch(Queue& queue);
+    /// The end of watch(), for a queue that is not adopted.
+    void unwatch(Queue& queue);
+    /// Takes a queue that is watched in, and starts it.
     void adopt(std::unique_ptr<Queue> queue);
     /// Drains and destroys a queue, then calls `on_closed`.
     void close(Queue* queue, std::function<void()> on_closed);

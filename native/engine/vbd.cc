@@ -105,11 +105,13 @@ void Vbd::open_rings(const std::shared_ptr<Attempt>& attempt) {
             }
             auto queue =
                 Queue::open(options, self->shared_, *self->xen_, attempt->reactors[i]->services());
-            if (queue) {
+            // Here, where it can still fail for all of them: a ring that wakes nobody is not served.
+            Status opened = queue ? attempt->reactors[i]->watch(*queue.value()) : queue.error();
+            if (opened) {
                 attempt->queues[i] = std::move(queue).value();
             } else {
                 std::lock_guard lock(attempt->mutex);
-                if (!attempt->error) attempt->error = queue.error();
+                if (!attempt->error) attempt->error = opened.error();
             }
             if (attempt->left.fetch_sub(1) > 1) return;
             attempt->left = attempt->queues.size();
@@ -143,7 +145,7 @@ void Vbd::start_rings(const std::shared_ptr<Attempt>& attempt) {
 void Vbd::abandon_rings(const std::shared_ptr<Attempt>& attempt) {
     for (size_t i = 0; i < attempt->queues.size(); i++) {
         attempt->reactors[i]->mailbox().post([self = shared_from_this(), attempt, i] {
-            attempt->queues[i].reset();
+            if (auto queue = std::move(attempt->queues[i])) attempt->reactors[i]->unwatch(*queue);
             attempt->reactors[i]->forget_ring();
             if (attempt->left.fetch_sub(1) > 1) return;
             self->settled(State::kIdle);

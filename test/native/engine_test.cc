@@ -783,3 +783,23 @@ TEST_CASE(
         CHECK(rig.xen->bound_ports == 0);
     }
 }
+
+TEST_CASE("engine: a port that cannot be watched is no connection, and leaves nothing behind") {
+    RigOptions options;
+    options.rings = 2;
+    options.reactors = 2;
+    EngineRig rig(memory_disk(1 << 20), options);
+    rig.xen->unwatchable = rig.ports[1];
+    auto connected = rig.connect();
+    REQUIRE_FALSE(connected);
+    CHECK(connected.error().errno_code == EPERM);
+    CHECK(connected.error().message.find("watching an event channel") == 0);
+    CHECK(rig.xen->mapped_pages == 0);
+    CHECK(rig.xen->bound_ports == 0);
+    for (auto& reactor : rig.reactors) CHECK(reactor->ring_count() == 0);
+    rig.xen->unwatchable = 0;
+    REQUIRE(rig.connect());
+    for (uint32_t ring : {0u, 1u}) {
+        CHECK(rig.transact(Operation::kWrite, 0, {rig.segment(0)}, ring) == 0);
+    }
+}

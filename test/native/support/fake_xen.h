@@ -66,6 +66,8 @@ class FakeXen : public xen::Xen {
     std::atomic<uint64_t> copy_calls{0};
     std::atomic<bool> fail_copy_calls{false};
     std::atomic<bool> fail_bind{false};
+    /// The port whose descriptor no epoll instance takes.
+    std::atomic<Port> unwatchable{0};
     /// Called at each unmap, before it happens.
     std::function<void()> on_unmap;
     /// Called at each copy, before it happens.
@@ -77,6 +79,7 @@ class FakeXen : public xen::Xen {
 
   private:
     friend class FakeGrantTable;
+    friend class FakeEventChannel;
     uint8_t* map_all() {
         return static_cast<uint8_t*>(::mmap(nullptr, size_t{pages_} * kPageSize,
                                             PROT_READ | PROT_WRITE, MAP_SHARED, memory_fd_.get(),
@@ -186,7 +189,9 @@ class FakeEventChannel : public xen::EventChannel {
         xen_.bound_ports--;
     }
 
-    int fd() const override { return epoll_.get(); }
+    int fd() const override {
+        return xen_.unwatchable == port_ ? xen_.memory_fd_.get() : epoll_.get();
+    }
     bool take_pending() override {
         epoll_event event{};
         if (::epoll_wait(epoll_.get(), &event, 1, 0) < 1) return false;
