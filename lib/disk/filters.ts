@@ -24,7 +24,7 @@ export interface ThrottleOptions {
  * At most so many requests and bytes a second. What is over the rate waits, in order. `vbd.tuneStage('throttle', ...)`
  * changes the limits while guests use the disk.
  *
- * @throws ERR_VBD_ARGUMENT for a limit that is negative or no number
+ * @throws ERR_VBD_ARGUMENT for a limit that is not 0 to 1e15, or a burst that is longer than an hour
  */
 export function throttle(options: ThrottleOptions): DiskFilter {
   const iops = limit('iops', options.iops ?? 0)
@@ -193,8 +193,8 @@ function operation(name: string): FaultOperation {
 }
 
 function limit(name: string, value: number): number {
-  if (Number.isFinite(value) && value >= 0) return value
-  throw bad(`${name} cannot be ${value}`, 'give a number a second; 0: no limit')
+  if (value >= 0 && value <= 1e15) return value
+  throw bad(`${name} cannot be ${value}`, 'give 0 to 1e15 a second; 0: no limit')
 }
 
 function whole(name: string, value: number): number {

@@ -70,7 +70,8 @@ function around(
   next: OpenDisk,
   pass: (request: Passing, go: () => Promise<void>) => Promise<void>,
 ): Definition {
-  const { write, flush, discard } = next
+  // Zeroes come as writes: what the disk below does in a way of its own would pass by.
+  const { write, flush, discard, zero: _zero, ...rest } = next
   const of = (op: Passing['op'], offset: number, length: number, fua: boolean) => ({
     op,
     offset,
@@ -78,7 +79,7 @@ function around(
     fua,
   })
   return {
-    ...next,
+    ...rest,
     read: (buf, offset, io) =>
       pass(of('read', offset, buf.length, false), () => next.read(buf, offset, io)),
     ...(write && {
@@ -308,9 +309,25 @@ export function verifyStage({ blockBytes, reportOnly }: VerifyStage): MakeFilter
         })
       }
     }
-    const { write, discard } = next
+    /** Changes the end of the disk: what lies there from `offset` on is unknown before and after. */
+    const changeEnd = async (offset: number, go: () => Promise<void>) => {
+      const forget = () => {
+        for (const [block, known] of blocks) {
+          if ((block + 1) * blockBytes <= offset) continue
+          known.checksum = undefined
+          known.version++
+        }
+      }
+      forget()
+      try {
+        await go()
+      } finally {
+        forget()
+      }
+    }
+    const { write, discard, resize, zero: _zero, ...rest } = next
     return {
-      ...next,
+      ...rest,
       async read(buf, offset, io) {
         const before = new Map<number, number>()
         each(offset, buf.length, (block) => {
@@ -351,6 +368,7 @@ export function verifyStage({ blockBytes, reportOnly }: VerifyStage): MakeFilter
           )
         },
       }),
+      ...(resize && { resize: (size) => changeEnd(size, () => resize(size)) }),
     }
   }
 }

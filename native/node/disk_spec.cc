@@ -39,6 +39,14 @@ class Fields {
         return 0;
     }
 
+    /// The same of 32 bits: what does not fit is not what was meant.
+    uint32_t whole32(const char* name, uint32_t absent) {
+        const uint64_t number = whole(name, absent);
+        if (number <= UINT32_MAX) return static_cast<uint32_t>(number);
+        if (status_) status_ = invalid(name);
+        return absent;
+    }
+
     double real(const char* name, double min, double max) {
         Napi::Value value = object_.Get(name);
         const double number = value.IsNumber() ? value.As<Napi::Number>().DoubleValue() : -1;
@@ -88,7 +96,7 @@ void read_file_options(Fields& fields, block::DeviceOptions& options) {
 /// False: `driver` is no leaf.
 bool read_leaf(const std::string& driver, Fields& fields, stages::DiskSpec& spec) {
     block::DeviceOptions options;
-    options.sector_size = static_cast<uint32_t>(fields.whole("sectorSize", 512));
+    options.sector_size = fields.whole32("sectorSize", 512);
     if (driver == "file") {
         options.driver = block::Driver::kFile;
         read_file_options(fields, options);
@@ -145,7 +153,7 @@ uint32_t operations_of(Fields& fields) {
 stages::FaultOptions fault_of(Fields& fields) {
     stages::FaultOptions options;
     options.operations = operations_of(fields);
-    options.error = static_cast<int>(fields.whole("errno"));
+    options.error = static_cast<int>(fields.whole32("errno", 0));
     options.probability = fields.real("probability", 0, 1);
     options.seed = fields.whole("seed", 0);
     options.begin_bytes = fields.whole("offsetBytes", 0);
@@ -160,7 +168,7 @@ stages::FaultOptions fault_of(Fields& fields) {
 
 stages::EncryptOptions encrypt_of(Fields& fields) {
     return {.key = std::make_shared<stages::Secret>(fields.bytes("key")),
-            .unit_bytes = static_cast<uint32_t>(fields.whole("unitBytes", 512)),
+            .unit_bytes = fields.whole32("unitBytes", 512),
             .iv_offset_sectors = fields.whole("ivOffsetSectors", 0),
             .discard = fields.flag("discard")};
 }
@@ -179,17 +187,17 @@ bool read_stage(const std::string& driver, Fields& fields, stages::DiskSpec& spe
         spec.stage = fault_of(fields);
     } else if (driver == "log") {
         spec.stage =
-            stages::LogOptions{.records = static_cast<uint32_t>(fields.whole("records", 16384))};
+            stages::LogOptions{.records = fields.whole32("records", 16384)};
     } else if (driver == "verify") {
         spec.stage = stages::VerifyOptions{
-            .block_bytes = static_cast<uint32_t>(fields.whole("blockBytes", 4096)),
+            .block_bytes = fields.whole32("blockBytes", 4096),
             .report_only = fields.flag("reportOnly")};
     } else if (driver == "encrypt") {
         spec.stage = encrypt_of(fields);
     } else if (driver == "overlay") {
         spec.stage = stages::OverlayOptions{
             .scratch = fields.text("scratch"),
-            .granule_bytes = static_cast<uint32_t>(fields.whole("granuleBytes", 4096)),
+            .granule_bytes = fields.whole32("granuleBytes", 4096),
             .read_only = fields.flag("readOnly")};
     } else if (driver == "cache") {
         spec.stage = stages::CacheOptions{

@@ -1,5 +1,7 @@
 #include "stages/open_disk.h"
 
+#include <cstring>
+#include <string>
 #include <utility>
 
 #include "stages/cache.h"
@@ -48,6 +50,10 @@ struct Opener {
         return std::unique_ptr<Device>(std::make_unique<Delay>(options, base()));
     }
     Opened operator()(const FaultOptions& options) {
+        if (!::strerrorname_np(options.error) || options.error == 0) {
+            return Error{ErrorKind::kInvalidArgument, 0,
+                         std::to_string(options.error) + " is the number of no error"};
+        }
         return std::unique_ptr<Device>(std::make_unique<Fault>(options, base()));
     }
 };

@@ -16,6 +16,22 @@ namespace {
 
 /// No timer is set further ahead, so that changed limits take effect soon.
 constexpr uint64_t kLookAgainNs = 50'000'000;
+constexpr double kMostPerSecond = 1e15;
+constexpr double kLongestBurstS = 3600;
+
+/// A setting of this name: 0 to `most`.
+Status check_setting(std::string_view name, double value, double most) {
+    if (value >= 0 && value <= most) return {};
+    char range[64];
+    std::snprintf(range, sizeof range, " of a throttle is 0 to %.15g", most);
+    return Error{ErrorKind::kInvalidArgument, 0, std::string(name) + range};
+}
+
+Status check_options(const ThrottleOptions& options) {
+    if (Status s = check_setting("iops", options.iops, kMostPerSecond); !s) return s;
+    if (Status s = check_setting("bps", options.bps, kMostPerSecond); !s) return s;
+    return check_setting("burstSeconds", options.burst_s, kLongestBurstS);
+}
 
 class ThrottleQueue final : public HoldQueue {
   public:
@@ -87,7 +103,8 @@ std::string label_of(const ThrottleOptions& options) {
 }  // namespace
 
 void Rate::apply() {
-    const auto burst_ns = static_cast<uint64_t>(burst_s.load() * 1e9);
+    const auto burst_ns =
+        static_cast<uint64_t>(std::clamp(burst_s.load(), 0.0, kLongestBurstS) * 1e9);
     requests.set(iops.load(), burst_ns);
     bytes.set(bps.load(), burst_ns);
 }
@@ -102,6 +119,7 @@ std::shared_ptr<Rate> make_rate(const ThrottleOptions& options) {
 }
 
 Result<std::shared_ptr<Rate>> RateGroups::join(const ThrottleOptions& options) {
+    if (Status s = check_options(options); !s) return s.error();
     if (options.group.empty()) return make_rate(options);
     std::erase_if(groups_, [](const auto& entry) { return entry.second.expired(); });
     auto rate = groups_[options.group].lock();
@@ -144,10 +162,8 @@ Status Throttle::tune(std::string_view setting, double value) {
                                   : setting == "burstSeconds" ? &rate_->burst_s
                                                               : nullptr;
     if (!target) return StageDevice::tune(setting, value);
-    if (!(value >= 0 && value <= 1e15)) {
-        return Error{ErrorKind::kInvalidArgument, 0,
-                     std::string(setting) + " of a throttle is 0 (no limit) or more"};
-    }
+    const double most = target == &rate_->burst_s ? kLongestBurstS : kMostPerSecond;
+    if (Status s = check_setting(setting, value, most); !s) return s;
     *target = value;
     rate_->apply();
     // A debt that was made at the old rate is not waited for.

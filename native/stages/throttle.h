@@ -32,7 +32,7 @@ struct Rate {
 class RateGroups {
   public:
     /// The group's rate; made from `options` where nobody has it open. Errors: kInvalidArgument where
-    /// it is open with other limits.
+    /// it is open with other limits, and for limits out of range.
     Result<std::shared_ptr<Rate>> join(const ThrottleOptions& options);
 
   private:
@@ -47,7 +47,7 @@ class Throttle final : public StageDevice {
     Result<std::unique_ptr<block::DeviceQueue>> open_queue(block::IoContext& context) override;
     const char* kind() const override { return "throttle"; }
     void report(const Tell& tell) const override;
-    /// `iops`, `bps` (0: no limit), `burstSeconds`.
+    /// `iops`, `bps` (0 to 1e15; 0: no limit), `burstSeconds` (0 to 3600).
     Status tune(std::string_view setting, double value) override;
 
   private:

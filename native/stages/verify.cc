@@ -238,12 +238,38 @@ Result<std::unique_ptr<block::DeviceQueue>> Verify::open_queue(block::IoContext&
         new VerifyQueue(context, std::move(bases), options_, table_));
 }
 
+Status Verify::check_size(uint64_t size_bytes) const {
+    if (size_bytes / options_.block_bytes < table_->blocks()) return {};
+    return Error{ErrorKind::kUnsupported, 0,
+                 "a disk behind verify grows to four times its size at most; serve it anew"};
+}
+
+void Verify::forget_beyond(uint64_t size_bytes) {
+    const uint64_t block_bytes = options_.block_bytes;
+    const uint64_t end = (this->size_bytes() + block_bytes - 1) / block_bytes;
+    for (uint64_t block = size_bytes / block_bytes; block < end; block++) table_->forget(block);
+}
+
+/// The end of the disk goes as by a discard: what is read meanwhile is not learnt.
 Status Verify::resize(uint64_t size_bytes) {
-    if (size_bytes / options_.block_bytes >= table_->blocks()) {
-        return Error{ErrorKind::kUnsupported, 0,
-                     "a disk behind verify grows to four times its size at most; serve it anew"};
-    }
-    return StageDevice::resize(size_bytes);
+    if (Status s = check_size(size_bytes); !s) return s;
+    table_->begin_discard();
+    Status done = base_->resize(size_bytes);
+    if (done) forget_beyond(size_bytes);
+    table_->end_discard();
+    if (done) set_size(size_bytes);
+    return done;
+}
+
+Result<uint64_t> Verify::refresh_size() {
+    Result<uint64_t> size = base_->refresh_size();
+    if (!size) return size;
+    if (Status s = check_size(size.value()); !s) return s.error();
+    table_->begin_discard();
+    forget_beyond(size.value());
+    table_->end_discard();
+    set_size(size.value());
+    return size;
 }
 
 void Verify::report(const Tell& tell) const {

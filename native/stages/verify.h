@@ -65,12 +65,17 @@ class Verify final : public StageDevice {
 
     Result<std::unique_ptr<block::DeviceQueue>> open_queue(block::IoContext& context) override;
     Status resize(uint64_t size_bytes) override;
+    Result<uint64_t> refresh_size() override;
     const char* kind() const override { return "verify"; }
     void report(const Tell& tell) const override;
 
   private:
     Verify(const VerifyOptions& options, std::unique_ptr<ChecksumTable> table,
            std::unique_ptr<block::Device> base);
+    Status check_size(uint64_t size_bytes) const;
+    /// What lies between, and only where the disk becomes shorter: it reads as something else when the
+    /// disk has grown again.
+    void forget_beyond(uint64_t size_bytes);
 
     const VerifyOptions options_;
     std::shared_ptr<ChecksumTable> table_;

@@ -209,6 +209,17 @@ describe('reactors', () => {
     expect(threads('vbdkit-dom')).toEqual([])
   })
 
+  it('open no disk whose numbers do not fit', () => {
+    const whole = { driver: 'memory', sizeBytes: 1 << 20 } as const
+    const wrong = [
+      { ...whole, sectorSize: 2 ** 32 + 512 },
+      { driver: 'verify', base: whole, blockBytes: 2 ** 32 + 4096, reportOnly: false },
+      { driver: 'throttle', base: whole, iops: 1, bps: 0, burstSeconds: 1e15 },
+    ] as const
+    for (const spec of wrong) expect(() => engine.openDisk(spec)).toThrow('not a valid')
+    engine.openDisk({ ...whole, sectorSize: 512 }).close()
+  })
+
   it('have a beat at every call, also when they sleep', async () => {
     let before = engine.heartbeats()
     expect(before).toMatchObject([

@@ -1,6 +1,9 @@
 // Filters one by one: what each of them is for. What all stages have alike is in conformance_test.cc.
+#include <cmath>
+
 #include "base/clock.h"
 #include "block/pattern_device.h"
+#include "stages/throttle.h"
 #include "stages/verify.h"
 #include "stages_fixture.h"
 
@@ -106,6 +109,23 @@ TEST_CASE("throttle: a group shares one rate") {
     CHECK(other.error().message.find("open with other limits") != std::string::npos);
 }
 
+TEST_CASE("throttle: rates and bursts have a range, whoever sets them") {
+    Disk disk(open(over(ThrottleOptions{.iops = 1000}, memory())));
+    REQUIRE(disk.device().tune("burstSeconds", 3600));
+    for (double wrong : {3601.0, 1e15, -1.0, double(INFINITY), double(NAN)}) {
+        Status tuned = disk.device().tune("burstSeconds", wrong);
+        REQUIRE_FALSE(tuned);
+        CHECK(tuned.error().message == "burstSeconds of a throttle is 0 to 3600");
+        CHECK_FALSE(try_open(over(ThrottleOptions{.iops = 1, .burst_s = wrong}, memory())));
+    }
+    CHECK(counter(disk.device(), "burstSeconds") == 3600);
+    CHECK_FALSE(disk.device().tune("bps", 1e16));
+    CHECK_FALSE(try_open(over(ThrottleOptions{.iops = INFINITY}, memory())));
+    CHECK_FALSE(try_open(over(ThrottleOptions{.bps = -1}, memory())));
+    // And where nobody looked: no time that has no number.
+    CHECK(make_rate({.iops = 1, .burst_s = 1e300})->requests.due_ns(7) == 0);
+}
+
 TEST_CASE("delay: each kind by its own time") {
     Disk disk(open(over(DelayOptions{.delay_ns = {0, 20'000'000, 0, 0}}, memory())));
     Pages page(512);
@@ -168,6 +188,9 @@ TEST_CASE("fault: where, when, how often") {
     CHECK(disk.read(7680, page) == EIO);
     CHECK(disk.read(7680, page) == 0);
     CHECK_FALSE(disk.device().tune("probability", 2));
+    for (int none : {-1, 0, 9999}) {
+        CHECK_FALSE(try_open(over(FaultOptions{.error = none}, memory())));
+    }
 }
 
 TEST_CASE("concat: crosses from disk to disk, and flushes them all") {
@@ -268,6 +291,42 @@ TEST_CASE("verify: notices a disk that lies") {
         CHECK(disk.read(512 * 1024, page) == (report_only ? 0 : EIO));
         REQUIRE(::pwrite(file.fd(), "\x00", 1, 512 * 1024) == 1);
     }
+}
+
+TEST_CASE("verify: what a disk lost when it became shorter is not missed when it grows again") {
+    Disk disk(open(over(VerifyOptions{}, memory())));
+    Pages page(4096);
+    const uint64_t kept = 256 * 1024 - 4096, lost = 512 * 1024;
+    std::memset(page.data(), 3, page.size());
+    CHECK(disk.write(kept, page) == 0);
+    CHECK(disk.write(lost, page) == 0);
+    CHECK(disk.device().resize(256 * 1024));
+    CHECK(disk.device().resize(kMiB));
+    CHECK(disk.read(lost, page) == 0);
+    CHECK(page.all(0));
+    // What is still there is still known.
+    const double compared = counter(disk.device(), "compared");
+    CHECK(disk.read(kept, page) == 0);
+    CHECK(counter(disk.device(), "compared") == compared + 1);
+    CHECK(counter(disk.device(), "mismatches") == 0);
+}
+
+TEST_CASE("verify: the same of a file that others make shorter, or longer than it can follow") {
+    TempFile file(kMiB);
+    Disk disk(open(over(VerifyOptions{},
+                        leaf({.path = file.path(), .direct = DirectChoice::kOff}))));
+    Pages page(4096);
+    std::memset(page.data(), 3, page.size());
+    CHECK(disk.write(512 * 1024, page) == 0);
+    for (off_t size : {256 * 1024, 1024 * 1024}) {
+        REQUIRE(::ftruncate(file.fd(), size) == 0);
+        CHECK(disk.device().refresh_size().value() == static_cast<uint64_t>(size));
+    }
+    CHECK(disk.read(512 * 1024, page) == 0);
+    CHECK(page.all(0));
+    REQUIRE(::ftruncate(file.fd(), 64 * kMiB) == 0);
+    CHECK_FALSE(disk.device().refresh_size());
+    CHECK(disk.device().size_bytes() == kMiB);
 }
 
 TEST_CASE("verify: writers that meet leave a block unknown") {

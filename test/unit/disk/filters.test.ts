@@ -79,6 +79,8 @@ describe('filters', () => {
 
   it.each<[string, () => unknown, string]>([
     ['a rate below 0', () => throttle({ iops: -1 }), 'iops'],
+    ['a rate beyond all', () => throttle({ iops: 1e300 }), 'iops'],
+    ['a rate of bytes beyond all', () => throttle({ bps: 2e15 }), 'bps'],
     ['a rate that is no number', () => throttle({ iops: Number.NaN }), 'iops'],
     ['an endless burst', () => throttle({ burst: '2h' }), 'burst'],
     ['a nameless group', () => throttle({ group: '' }), 'group'],

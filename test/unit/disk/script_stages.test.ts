@@ -36,6 +36,8 @@ async function opened(...stages: MakeFilter<unknown>[]) {
     write: async (buf, offset) => void buf.copy(data, offset),
     flush() {},
     discard: (offset, length) => void data.fill(0, offset, offset + length),
+    zero: (offset, length) => void data.fill(0, offset, offset + length),
+    resize: (size) => void data.fill(0, size),
   }
   let disk: OpenDisk = openDiskOver(await openDefinition(definition as never))
   const ends: (() => Promise<void>)[] = []
@@ -190,6 +192,33 @@ it('verify: a disk that lies is found out, whatever it was told in between', asy
   await disk.discard!(8192, 4096)
   data[8200] = 3
   await disk.read(page, 8192)
+})
+
+it('verify: what a disk lost when it became shorter is not missed when it grows again', async () => {
+  const { disk, data } = await opened(verifyStage({ blockBytes: 4096, reportOnly: false }))
+  const page = Buffer.alloc(4096, 7)
+  for (const offset of [8192, 512 * KIB]) await disk.write!(page, offset)
+  await disk.resize!(256 * KIB)
+  await disk.resize!(1024 * KIB)
+  await disk.read(page, 512 * KIB)
+  expect(page.every((byte) => byte === 0)).toBe(true)
+  // What is still there is still known.
+  data[8192] = 1
+  await expect(disk.read(page, 8192)).rejects.toThrow('at 8192')
+})
+
+it('zeroes that a filter above writes are writes like others', async () => {
+  const path = join(folder, 'zero.log')
+  const verified = await opened(verifyStage({ blockBytes: 4096, reportOnly: false }))
+  const page = Buffer.alloc(4096, 7)
+  await verified.disk.write!(page, 8192)
+  await verified.disk.zero!(8192, 4096)
+  await verified.disk.read(page, 8192)
+  expect(page[0]).toBe(0)
+  const { disk, close } = await opened(faultStage({ ...FAULT, ops: ['write'] }), logStage({ path }))
+  await expect(disk.zero!(0, 4096)).rejects.toThrow(DiskError)
+  await close()
+  expect(readFileSync(path, 'utf8')).toContain('"op":"write"')
 })
 
 it('slice: a part of the disk below, and nothing beside it', async () => {
