@@ -1,4 +1,5 @@
 import { defineConfig } from 'vitest/config'
+import { PATIENT } from './test/support/patience.js'
 
 // Native addons and child processes want processes, not worker threads; two workers, for two cores.
 export default defineConfig({
@@ -9,5 +10,6 @@ export default defineConfig({
     testTimeout: 60_000,
     hookTimeout: 60_000,
     teardownTimeout: 20_000,
+    expect: { poll: PATIENT },
   },
 })

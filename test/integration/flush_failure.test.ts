@@ -10,6 +10,7 @@ import { fault } from '../../lib/disk/filters.js'
 import { DiskError } from '../../lib/disk/script.js'
 import type { FrontQueue } from '../../lib/testing/front_queue.js'
 import type { RawResponse } from '../../lib/testing/in_flight.js'
+import { PATIENT } from '../support/patience.js'
 import { World } from '../support/product_world.js'
 
 let world: World
@@ -60,10 +61,10 @@ describe.each(FAILING)('%s', (_what, disk) => {
     const queue = frontend.queues[0]!
 
     const good = send(queue, 'flush')
-    await vi.waitFor(() => expect(good.answer?.status).toBe(OKAY))
+    await vi.waitFor(() => expect(good.answer?.status).toBe(OKAY), PATIENT)
 
     const failed = send(queue, operation)
-    await vi.waitFor(() => expect(world.said.errors.join()).toContain('a flush failed'))
+    await vi.waitFor(() => expect(world.said.errors.join()).toContain('a flush failed'), PATIENT)
     const later = [send(queue, 'flush'), send(queue, 'barrier')]
 
     // What comes after them on the ring is answered: they are not merely late.
@@ -97,11 +98,11 @@ it('a flush that succeeds beside one that fails is not answered, and what waits 
   const frontend = await guest.disk('xvda', { closeTimeoutMs: 200 })
   const queue = frontend.queues[0]!
   const sent = [send(queue, 'flush'), send(queue, 'flush')]
-  await vi.waitFor(() => expect(flushes).toHaveLength(2))
+  await vi.waitFor(() => expect(flushes).toHaveLength(2), PATIENT)
   sent.push(send(queue, 'barrier'))
   await expect.poll(() => vbd.stats().inFlight).toBe(3)
   flushes[0]!.reject(new DiskError('EIO'))
-  await vi.waitFor(() => expect(world.said.errors.join()).toContain('a flush failed'))
+  await vi.waitFor(() => expect(world.said.errors.join()).toContain('a flush failed'), PATIENT)
   flushes[1]!.resolve()
 
   // Taken after all of them.

@@ -3,6 +3,7 @@ import { afterEach, beforeEach, expect, it, vi } from 'vitest'
 import { defineDisk, defineFilter } from '../../lib/disk/define.js'
 import { file, memory } from '../../lib/disk/drivers.js'
 import { throttle } from '../../lib/disk/filters.js'
+import { PATIENT } from '../support/patience.js'
 import { MIB, World } from '../support/product_world.js'
 
 let world: World
@@ -58,7 +59,7 @@ it('a barrier goes on when the last request of another ring is done, however sho
   const written = second!.submitRaw({ operation: 'write', handle: 0, sector: 8, segments })
   await started.opened
   const barrier = first!.submitRaw({ operation: 'barrier', handle: 0, sector: 0, segments: [] })
-  await vi.waitFor(() => expect(vbd.stats().inFlight).toBe(2))
+  await vi.waitFor(() => expect(vbd.stats().inFlight).toBe(2), PATIENT)
   expect(done).toEqual([])
   held.open()
   expect(await written).toMatchObject({ status: 0 })

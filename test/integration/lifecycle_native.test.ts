@@ -126,11 +126,10 @@ describe('the mock is stopped', () => {
     const guest = await stopped.guest({ domid: 1 })
     await guest.disk('xvda')
     expect(vbd.connected).toBe(true)
-    const began = Date.now()
     await stopped.mock.close()
     await expect.poll(() => states).toContain('lost')
-    await stopped.backend.close()
-    expect(Date.now() - began).toBeLessThan(8000)
+    // Longer than this test may take: it must not wait for anyone.
+    await stopped.backend.close({ timeoutMs: 3_600_000 })
     await stopped.close()
   })
 

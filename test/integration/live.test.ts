@@ -10,6 +10,7 @@ import type { TransferChoice } from '../../lib/engine/engine.js'
 import type { TracedRequest } from '../../lib/engine/traced.js'
 import type { Frontend } from '../../lib/testing/frontend.js'
 import type { Vbd } from '../../lib/vbd/vbd.js'
+import { PATIENT } from '../support/patience.js'
 import { VerifiedDisk } from '../support/product_verify.js'
 import { diskFolder, MIB, World } from '../support/product_world.js'
 
@@ -61,8 +62,9 @@ describe('pause and resume', () => {
           expect(after.read.requests).toBe(read.requests)
           expect(after.write.requests).toBe(write.requests)
           await vbd.resume()
-          await vi.waitFor(() =>
-            expect(vbd.stats().counters.read.requests).toBeGreaterThan(read.requests),
+          await vi.waitFor(
+            () => expect(vbd.stats().counters.read.requests).toBeGreaterThan(read.requests),
+            PATIENT,
           )
         }
       })
@@ -92,9 +94,9 @@ describe('pause and resume', () => {
     const frontend = await guest.disk('xvda')
     await vbd.pause()
     await frontend.close()
-    await vi.waitFor(() => expect(vbd.connected).toBe(false))
+    await vi.waitFor(() => expect(vbd.connected).toBe(false), PATIENT)
     const connecting = guest.disk('xvda')
-    await vi.waitFor(() => expect(vbd.frontendState).toBe('Initialised'))
+    await vi.waitFor(() => expect(vbd.frontendState).toBe('Initialised'), PATIENT)
     expect(vbd.connected).toBe(false)
     await vbd.resume()
     const again = await connecting
@@ -118,7 +120,10 @@ describe('swap', () => {
     const { vbd, frontend } = await serve(file(path))
     let old = Buffer.alloc(0)
     const disk = await underLoad(frontend, async () => {
-      await vi.waitFor(() => expect(vbd.stats().counters.write.requests).toBeGreaterThan(20))
+      await vi.waitFor(
+        () => expect(vbd.stats().counters.write.requests).toBeGreaterThan(20),
+        PATIENT,
+      )
       await vbd.pause()
       copyFileSync(path, copy)
       old = readFileSync(path)
@@ -126,8 +131,9 @@ describe('swap', () => {
       expect(vbd.paused).toBe(true)
       await vbd.resume()
       const { requests } = vbd.stats().counters.write
-      await vi.waitFor(() =>
-        expect(vbd.stats().counters.write.requests).toBeGreaterThan(requests + 20),
+      await vi.waitFor(
+        () => expect(vbd.stats().counters.write.requests).toBeGreaterThan(requests + 20),
+        PATIENT,
       )
     })
     expect(disk.done).toBeGreaterThan(40)
@@ -140,7 +146,7 @@ describe('swap', () => {
   it('to a larger disk tells the guest its size', async () => {
     const { vbd, frontend } = await serve(memory(SIZE))
     await vbd.swap(memory(2 * SIZE))
-    await vi.waitFor(() => expect(frontend.properties.sizeBytes).toBe(2 * SIZE))
+    await vi.waitFor(() => expect(frontend.properties.sizeBytes).toBe(2 * SIZE), PATIENT)
     await frontend.write(SIZE, Buffer.alloc(4096, 5))
     expect(await frontend.read(SIZE, 4096)).toEqual(Buffer.alloc(4096, 5))
   })
@@ -162,7 +168,7 @@ describe('swap', () => {
     expect(await frontend.read(0, 4096)).toEqual(Buffer.alloc(4096, 9))
     expect(world.engine.resources().disks).toBe(1)
     await vbd.swap(memory(SIZE / 2), { shrink: true })
-    await vi.waitFor(() => expect(frontend.properties.sizeBytes).toBe(SIZE / 2))
+    await vi.waitFor(() => expect(frontend.properties.sizeBytes).toBe(SIZE / 2), PATIENT)
   })
 
   it('of a vbd without a guest: the next guest has the new disk', async () => {
