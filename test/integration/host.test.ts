@@ -5,7 +5,13 @@ import { constants, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
-import type { NativeEngine, NativeMockBroker, NativeMockGuest } from '../../lib/engine/addon.js'
+import type { DiskSpec } from '../../lib/disk/spec.js'
+import type {
+  NativeEngine,
+  NativeMockBroker,
+  NativeMockGuest,
+  NativeVbd,
+} from '../../lib/engine/addon.js'
 import { type Connection, DEFAULT_TUNABLES, type EngineEvent } from '../../lib/engine/engine.js'
 import {
   isControlDomain,
@@ -15,7 +21,9 @@ import {
   probeHost,
 } from '../../lib/engine/host.js'
 import { loadAddon } from '../../lib/engine/load_addon.js'
-import { createNativeEngine, openMockXen } from '../../lib/engine/native.js'
+import { createNativeEngine, type NativeStages, openMockXen } from '../../lib/engine/native.js'
+import { FrontRing } from '../../lib/testing/front_ring.js'
+import { encodeRequest, LAYOUTS } from '../../lib/testing/wire.js'
 import { dialDevice } from '../../lib/xenstore/device_transport.js'
 import { encodePacket, MESSAGE } from '../../lib/xenstore/wire.js'
 
@@ -342,5 +350,78 @@ describe('reactors', () => {
     await vbd.close()
     await adapter.close()
     xen.close()
+  })
+
+  /** A guest on a shared reactor whose disk is `base`, and what the addon's vbd is asked for. */
+  async function served(base: DiskSpec) {
+    const xen = openMockXen(join(dir, 'xen.sock'))
+    let slow: (domid: number) => void = () => {}
+    const onSlowGuest = (listener: (domid: number) => void) => {
+      slow = listener
+    }
+    const options = { reactors: 1, tunables: DEFAULT_TUNABLES, name: 'staying' }
+    const adapter = createNativeEngine({ xen: { ...xen, onSlowGuest }, ...options })
+    const created = vi.spyOn((adapter as unknown as NativeStages).engine, 'createVbd')
+    const events: EngineEvent[] = []
+    const disk = await adapter.openDisk(base)
+    const vbd = adapter.createVbd({
+      name: '7:51712',
+      disk,
+      features: { ...features, flush: true },
+      tunables: DEFAULT_TUNABLES,
+      onEvent: (event) => void events.push(event),
+    })
+    const native: NativeVbd = created.mock.results[0]!.value
+    const [connect, disconnect] = [vi.spyOn(native, 'connect'), vi.spyOn(native, 'disconnect')]
+    const close = async () => {
+      await vbd.close()
+      await adapter.close()
+      xen.close()
+    }
+    return { vbd, slow: () => slow(7), events, connect, disconnect, close }
+  }
+
+  it('keep a guest that has a flush which is never answered, also in a later connection', async () => {
+    const failing = { ops: ['flush'], errno: 5, probability: 1, seed: 0, offsetBytes: 0, skip: 0 }
+    const base = { driver: 'null', sizeBytes: 1 << 20 } as const
+    const { vbd, slow, events, connect, close } = await served({
+      driver: 'fault',
+      base,
+      ...failing,
+    })
+    const ring = new FrontRing(guest.memory, 0, 1, LAYOUTS['x86_64-abi'])
+    ring.initialise()
+    const given = connection()
+    await vbd.connect(given)
+    const flush = { operation: 'flush', id: { lo: 1, hi: 0 }, sector: 0, handle: 0 } as const
+    encodeRequest(ring.view, ring.reserve(), ring.layout, { ...flush, segments: [] })
+    ring.publish()
+    guest.notify(given.rings[0]!.eventChannel)
+    await vi.waitFor(() => expect(events).toMatchObject([{ type: 'flush-failed' }]), PATIENT)
+    expect(await vbd.disconnect()).toBe(false)
+    await vbd.connect(given)
+    slow()
+    await vbd.disconnect()
+    expect(connect).toHaveBeenCalledTimes(2)
+    expect(ring.waiting).toBe(0)
+    expect(events).toHaveLength(1)
+    await close()
+  })
+
+  it('do not take a ring up again on which not all was answered, and say so', async () => {
+    const { vbd, slow, events, connect, disconnect, close } = await served({
+      driver: 'null',
+      sizeBytes: 1 << 20,
+    })
+    await vbd.connect(connection())
+    disconnect.mockResolvedValueOnce(false)
+    slow()
+    await vi.waitFor(() => expect(events).toHaveLength(1), PATIENT)
+    expect(events[0]).toMatchObject({
+      type: 'ring-corrupt',
+      message: expect.stringContaining('not all was answered'),
+    })
+    expect(connect).toHaveBeenCalledTimes(1)
+    await close()
   })
 })
