@@ -36,6 +36,14 @@ Status failed_io(int32_t error, const char* what) {
 
 }  // namespace
 
+Status sync_folder_of(const std::string& path) {
+    const size_t slash = path.find_last_of('/');
+    const std::string folder = slash == std::string::npos ? "." : path.substr(0, slash + 1);
+    Fd directory(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (directory && ::fsync(directory.get()) == 0) return {};
+    return system_error(ErrorKind::kBacking, errno, "writing out " + folder);
+}
+
 uint64_t OverlayFile::page_count(uint64_t disk_bytes, uint32_t granule_bytes) {
     const uint64_t granules = (disk_bytes + granule_bytes - 1) / granule_bytes;
     return (granules + kBitsPerPage - 1) / kBitsPerPage;
@@ -76,11 +84,9 @@ Status OverlayFile::create_at(const std::string& path, uint64_t disk_bytes, uint
     const int error = errno;
     ::unlink(made.c_str());
     if (!written) return system_error(ErrorKind::kBacking, error, "creating " + path);
-    const size_t slash = path.find_last_of('/');
-    const std::string folder = slash == std::string::npos ? "." : path.substr(0, slash + 1);
-    Fd directory(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-    if (directory) ::fsync(directory.get());
-    return {};
+    Status durable = sync_folder_of(path);
+    if (!durable) ::unlink(path.c_str());
+    return durable;
 }
 
 Result<uint32_t> OverlayFile::read_layers(const std::string& path) {

@@ -32,6 +32,9 @@
 
 namespace vbd::stages {
 
+/// Makes the names in the folder of `path` durable. Errors: kBacking.
+Status sync_folder_of(const std::string& path);
+
 class OverlayFile {
   public:
     static constexpr uint64_t kHeaderBytes = 4096;

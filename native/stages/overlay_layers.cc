@@ -1,13 +1,11 @@
 #include "stages/overlay_layers.h"
 
-#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <memory>
 
-#include "base/fd.h"
 #include "stages/overlay.h"
 
 namespace vbd::stages {
@@ -29,14 +27,6 @@ bool same_file(const std::string& a, const std::string& b) {
 
 Error failed(const std::string& what, const std::string& path) {
     return system_error(ErrorKind::kBacking, errno, what + " " + path);
-}
-
-Status sync_folder_of(const std::string& path) {
-    const size_t slash = path.find_last_of('/');
-    const std::string folder = slash == std::string::npos ? "." : path.substr(0, slash + 1);
-    Fd directory(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-    if (!directory || ::fsync(directory.get()) != 0) return failed("writing out", folder);
-    return {};
 }
 
 Result<std::unique_ptr<OverlayFile>> open_file(const std::string& path, bool read_only) {

@@ -1,10 +1,23 @@
 // Overlays: what is written survives what it has to survive: cuts of the power, and on real files the end of
 // the process.
+#include <sys/syscall.h>
+
 #include <signal.h>
 #include <sys/wait.h>
 
 #include "power_cut.h"
 #include "stages/overlay.h"
+
+/// Folders cannot be written out while this is set: in place of libc's.
+static bool folder_fsync_fails = false;
+extern "C" int fsync(int fd) {
+    struct stat info {};
+    if (folder_fsync_fails && ::fstat(fd, &info) == 0 && S_ISDIR(info.st_mode)) {
+        errno = EIO;
+        return -1;
+    }
+    return static_cast<int>(::syscall(SYS_fsync, fd));
+}
 
 using namespace power_cut;
 
@@ -231,4 +244,16 @@ TEST_CASE("overlay: commit writes it into the disk below, reset forgets it") {
     CHECK(found.all(9));
     CHECK(alone.read(kSize - 2048, found) == 0);
     CHECK(found.has_pattern(kSize - 2048));
+}
+
+TEST_CASE("overlay: no container where its name cannot be made durable") {
+    const std::string path = scratch_folder() + "/vbd-overlay-nameless";
+    ::unlink(path.c_str());
+    folder_fsync_fails = true;
+    const Status made = OverlayFile::create_at(path, kMiB, 4096);
+    folder_fsync_fails = false;
+    CHECK_FALSE(made);
+    CHECK(::access(path.c_str(), F_OK) != 0);
+    CHECK(OverlayFile::create_at(path, kMiB, 4096));
+    ::unlink(path.c_str());
 }
