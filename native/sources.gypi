@@ -93,6 +93,7 @@
       "native/node/mock_object.cc",
       "native/node/mock_watcher.cc",
       "native/node/notify_object.cc",
+      "native/node/task.cc",
       "native/node/trace_object.cc",
       "native/node/options.cc",
       "native/node/primitives.cc",

@@ -7,6 +7,7 @@ import { defineDisk } from '../disk/define.js'
 import type { Disk, DiskFilter } from '../disk/disk.js'
 import { type FileOptions, file, memory, nullDisk, pattern, zero } from '../disk/drivers.js'
 import { isDiskFile, loadDisk } from '../disk/load.js'
+import { reach } from '../disk/reach.js'
 import { VbdError } from '../errors.js'
 import { DRIVERS } from './disk_words.js'
 
@@ -26,8 +27,13 @@ export interface DriverOptions {
  *
  * @throws ERR_VBD_ARGUMENT for another driver or argument, ERR_VBD_BACKING for a file that cannot be used
  */
-export function diskOf(driver: string, args: readonly string[], options: DriverOptions): Disk {
+export async function diskOf(
+  driver: string,
+  args: readonly string[],
+  options: DriverOptions,
+): Promise<Disk> {
   const disk = bareDisk(driver, args, options).with(...(options.filter ?? []))
+  await reach(disk.spec)
   for (const { path, writes } of disk.uses()) if (writes) refuseMarkedReadOnly(path)
   disk.validate()
   return disk

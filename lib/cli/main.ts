@@ -3,6 +3,7 @@
  * exit code. bin/vbdkit.js calls `run`; tests call `main`.
  */
 import { Command, CommanderError } from 'commander'
+import { exitAtOnce } from '../engine/load_addon.js'
 import { toVbdError } from '../errors.js'
 import { addCommands } from './commands.js'
 import { type Context, EXIT_CODES, fromCommander, packageVersion } from './program.js'
@@ -46,8 +47,9 @@ export async function run(): Promise<void> {
       process.exit(error.code === 'EPIPE' ? 0 : 1),
     )
   }
-  process.exitCode = await main(process.argv.slice(2))
-  setTimeout(() => process.exit(), LINGER_MS).unref()
+  const code = await main(process.argv.slice(2))
+  process.exitCode = code
+  setTimeout(() => exitAtOnce(code), LINGER_MS).unref()
 }
 
 function buildProgram(context: Context): Command {

@@ -2,6 +2,7 @@
  * Signals: Ctrl-C and SIGTERM ask a command to stop in order. A second one, or ten seconds, end it at once.
  */
 import { constants } from 'node:os'
+import { exitAtOnce } from '../engine/load_addon.js'
 import type { Terminal } from './terminal.js'
 
 /** How long an orderly stop may take. */
@@ -29,12 +30,12 @@ export async function stoppable(
     if (stop.signal.aborted) {
       if (performance.now() - firstMs < SAME_MS) return
       terminal.warn(`${name} again: ending at once`)
-      process.exit(128 + constants.signals[name])
+      exitAtOnce(128 + constants.signals[name])
     }
     firstMs = performance.now()
     overdue = setTimeout(() => {
       terminal.warn(`did not stop within ${GRACE_MS / 1000} s of ${name}: ending at once`)
-      process.exit(1)
+      exitAtOnce(1)
     }, GRACE_MS)
     overdue.unref()
     stop.abort(name)

@@ -8,7 +8,7 @@ import { formatVbdId, MAX_DOMID } from '../units.js'
 import { type DeviceAddress, devicePaths, quietly } from '../xenbus/device.js'
 import { parseState, stateName, type XenbusState, type XenbusStateName } from '../xenbus/state.js'
 import { ATTACH_MARK, type DeviceDescription, Directories, Toolstack } from '../xenbus/toolstack.js'
-import type { Xenstore } from '../xenstore/xenstore.js'
+import type { Watch, Xenstore } from '../xenstore/xenstore.js'
 
 /** Milliseconds within which a backend that serves the kind answers: as long as libxl waits. */
 const ANSWER_MS = 10_000
@@ -141,7 +141,7 @@ export async function detach(
       },
     )
   }
-  await directories.remove()
+  await directories.removeClosed()
 }
 
 function nobodyAnswers(vbd: string, { kind, backendDomid }: DeviceAddress): VbdError {
@@ -174,11 +174,11 @@ async function watchUntil(
   const until = performance.now() + timeoutMs
   const timer = setTimeout(() => wake(), timeoutMs)
   signal?.addEventListener('abort', onEvent)
-  const watches = [
-    await store.watch(paths.backend, onEvent),
-    await store.watch(`${paths.frontend}/state`, onEvent),
-  ]
+  const watches: Watch[] = []
   try {
+    for (const path of [paths.backend, `${paths.frontend}/state`]) {
+      watches.push(await store.watch(path, onEvent))
+    }
     let told = ''
     while (signal?.aborted !== true) {
       changed = false

@@ -8,6 +8,7 @@
  */
 import { setTimeout } from 'node:timers/promises'
 import type { Backend } from '../backend.js'
+import { within } from '../deadline.js'
 import type { Disk } from '../disk/disk.js'
 import { toVbdError, VbdError } from '../errors.js'
 import type { DeviceOffer } from '../vbd/offer.js'
@@ -44,6 +45,9 @@ export interface DaemonEvents {
 const RETRY_FIRST_MS = 500
 const RETRY_MOST_MS = 15_000
 
+/** Milliseconds that stopping waits for answers. */
+const ANSWERS_MS = 2000
+
 /** Answers every device of a backend. */
 export class Daemon {
   readonly #o: DaemonOptions
@@ -64,11 +68,14 @@ export class Daemon {
     })
   }
 
-  /** Takes nothing new; resolves when the answers under way are given. What is served is served on. */
+  /**
+   * Takes nothing new; resolves when the answers under way are given, but waits for no disk that does not open. What is
+   * served is served on.
+   */
   async stop(): Promise<void> {
     this.#unsubscribe?.()
     this.#stopping.abort()
-    await Promise.allSettled(this.#answering)
+    await within(Promise.allSettled(this.#answering), ANSWERS_MS)
   }
 
   async #answer(offer: DeviceOffer): Promise<void> {

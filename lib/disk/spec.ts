@@ -221,6 +221,17 @@ export function holdsBack(spec: DiskSpec): boolean {
   return false
 }
 
+/** The paths of all files that it names. */
+export function pathsOf(spec: DiskSpec): string[] {
+  const paths: (string | undefined)[] = []
+  for (const stage of stagesOf(spec)) {
+    if ('path' in stage) paths.push(stage.path)
+    if (stage.driver === 'overlay') paths.push(stage.scratch)
+    if (stage.driver === 'encrypt') paths.push(stage.key.keyFile)
+  }
+  return paths.filter((path) => path !== undefined)
+}
+
 /** The path of the first file in it, for messages. */
 export function pathOf(spec: DiskSpec): string | undefined {
   for (const stage of stagesOf(spec)) if (stage.driver === 'file') return stage.path

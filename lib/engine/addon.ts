@@ -29,7 +29,8 @@ export interface NativeXen {
 
 export interface NativeDisk {
   info(): DiskInfo
-  resize(sizeBytes: number): DiskInfo
+  /** One at a time. */
+  resize(sizeBytes: number): Promise<DiskInfo>
   /** Every stage with its settings and counters, outermost first, each before the disks below it. */
   stages(): { kind: string; values: Record<string, number> }[]
   tuneStage(stage: number, setting: string, value: number): void
@@ -118,7 +119,7 @@ export interface NativeVbd {
 
 export interface NativeEngine {
   /** `spec`: a DiskSpec without partitions, whose keys are Buffers. */
-  openDisk(spec: object): NativeDisk
+  openDisk(spec: object): Promise<NativeDisk>
   /** A disk whose requests go to whoever attaches to its `channel`. */
   openScript(
     geometry: ScriptGeometry,
@@ -337,6 +338,8 @@ export interface Addon {
     tunables: Tunables
     name: string
   }): NativeEngine
+  /** Ends the process and joins no thread of it. */
+  exitAtOnce(code: number): void
   /** What the JavaScript engine stands on. */
   openPrimitives: OpenPrimitives
 }

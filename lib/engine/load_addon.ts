@@ -30,6 +30,15 @@ export function loadAddon(): Addon {
   return loaded
 }
 
+/** Ends the process with this code, whatever its threads wait for in the kernel: `process.exit` would join them. */
+export function exitAtOnce(code: number): void {
+  if (loaded !== undefined) {
+    process.emit('exit', code)
+    loaded.exitAtOnce(code)
+  }
+  process.exit(code)
+}
+
 /** The nearest folder upwards with our package.json: this file runs from lib/ and from dist/lib/. */
 function packageRoot(): string {
   const start = dirname(fileURLToPath(import.meta.url))

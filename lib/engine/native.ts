@@ -178,7 +178,9 @@ class NativeEngineAdapter implements Engine, NativeStages {
     const path = pathOf(spec)
     const context = path === undefined ? {} : { path }
     if (planOf(spec).runsIn === 'native') {
-      const native = guard(context, () => withKeys(spec, (keyed) => this.engine.openDisk(keyed)))
+      const native = await guardAsync(context, () =>
+        withKeys(spec, (keyed) => this.engine.openDisk(keyed)),
+      )
       return new NativeDiskAdapter(native, spec, context)
     }
     const world = { engine: this.engine, open: (below: DiskSpec) => this.open(below) }

@@ -16,6 +16,8 @@ export class NativeDiskAdapter implements EngineDisk {
   readonly #context: VbdErrorOptions
   readonly #logs: StageLog[] = []
   #info: DiskInfo
+  /** Resizes, one after the other; closing comes after them. */
+  #resized: Promise<unknown> = Promise.resolve()
   #closed: Promise<void> | undefined
 
   constructor(native: NativeDisk, spec: DiskSpec, context: VbdErrorOptions) {
@@ -54,13 +56,18 @@ export class NativeDiskAdapter implements EngineDisk {
     return guardAsync(this.#context, () => this.native.flush())
   }
 
-  async resize(sizeBytes: number): Promise<DiskInfo> {
-    this.#info = guard(this.#context, () => this.native.resize(sizeBytes))
-    return this.#info
+  resize(sizeBytes: number): Promise<DiskInfo> {
+    const resized = this.#resized.then(async () => {
+      this.#info = await guardAsync(this.#context, () => this.native.resize(sizeBytes))
+      return this.#info
+    })
+    this.#resized = resized.catch(() => {})
+    return resized
   }
 
   close(): Promise<void> {
     this.#closed ??= guardAsync(this.#context, async () => {
+      await this.#resized
       for (const log of this.#logs) log.close()
       await this.native.close()
     })
@@ -68,7 +75,7 @@ export class NativeDiskAdapter implements EngineDisk {
   }
 }
 
-/** Calls `open` with a spec that holds the keys themselves, and wipes them after it. */
+/** Calls `open` with a spec that holds the keys themselves, and wipes them when it returns: it has its own by then. */
 export function withKeys<T>(spec: DiskSpec, open: (keyed: object) => T): T {
   const keys: Buffer[] = []
   const keyed = mapStages(spec, (stage) => {

@@ -4,6 +4,7 @@
  * survives.
  */
 import type { Disk, DiskUse } from '../disk/disk.js'
+import { reach } from '../disk/reach.js'
 import type { DiskInfo, Engine, EngineDisk } from '../engine/engine.js'
 import { VbdError } from '../errors.js'
 
@@ -53,6 +54,7 @@ export class DiskPool {
     onResize: () => void,
     onError: (error: VbdError) => void = () => {},
   ): Promise<DiskLease> {
+    await reach(disk.spec)
     disk.validate()
     this.#refuseConflict(disk, vbd)
     const name = this.#name(disk)

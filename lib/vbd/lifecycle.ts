@@ -163,10 +163,11 @@ export class Lifecycle {
     if (this.#closed) return
     const device = await this.#end()
     const connected = this.#ring === 'attached' && this.#reporter.own === XenbusState.Connected
-    if ((await this.#backing.leave()) && connected) {
+    // Without one its disk may still be opening, perhaps for ever.
+    if (device !== undefined && (await this.#backing.leave()) && connected) {
       const record = drainedRecord(this.#record)
       const write = (tx: XenstoreOps, path: string) => tx.write(`${path}/${RECORD_KEY}`, record)
-      await within(device!.update(XenbusState.Connected, write), LAST_STEP_MS)
+      await within(device.update(XenbusState.Connected, write), LAST_STEP_MS)
     }
     await this.#letGo()
   }

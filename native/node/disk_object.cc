@@ -8,6 +8,7 @@
 #include "block/blocking_io.h"
 #include "node/convert.h"
 #include "node/disk_spec.h"
+#include "node/task.h"
 #include "node/wrap.h"
 #include "stages/open_disk.h"
 #include "stages/overlay_layers.h"
@@ -21,43 +22,6 @@ constexpr uint64_t kMaxReadBytes = 64 << 20;
 constexpr uint32_t kMaxStages = 4096;
 
 using Device = block::Device;
-
-/// Work on Node's pool, then a promise is kept.
-class Task final : public Napi::AsyncWorker {
-  public:
-    using Work = std::function<Status()>;
-    using Keep = std::function<Napi::Value(Napi::Env)>;
-
-    static Napi::Promise run(Napi::Env env, Work work, Keep keep) {
-        auto* task = new Task(env, std::move(work), std::move(keep));
-        Napi::Promise promise = task->deferred_.Promise();
-        task->Queue();
-        return promise;
-    }
-
-  protected:
-    void Execute() override { status_ = work_(); }
-    void OnOK() override {
-        work_ = nullptr;  // and with it what it held open
-        if (status_) {
-            deferred_.Resolve(keep_(Env()));
-        } else {
-            deferred_.Reject(error_value(Env(), status_.error()));
-        }
-    }
-
-  private:
-    Task(Napi::Env env, Work work, Keep keep)
-        : Napi::AsyncWorker(env),
-          deferred_(Napi::Promise::Deferred::New(env)),
-          work_(std::move(work)),
-          keep_(std::move(keep)) {}
-
-    Napi::Promise::Deferred deferred_;
-    Work work_;
-    Keep keep_;
-    Status status_;
-};
 
 Napi::Object info_of(Napi::Env env, const Device& device) {
     const block::Geometry& geometry = device.geometry();
@@ -176,11 +140,12 @@ Napi::Value flush(const std::shared_ptr<Device>& device, const Napi::CallbackInf
     return Task::run(call.Env(), work, [](Napi::Env env) { return env.Undefined(); });
 }
 
-Napi::Value resize(Device& device, const Napi::CallbackInfo& call) {
+Napi::Value resize(const std::shared_ptr<Device>& device, const Napi::CallbackInfo& call) {
     auto size = whole_number(call[0], "the size", 1, INT64_MAX);
     if (!size) return refuse(call.Env(), size.error());
-    if (Status s = device.resize(size.value()); !s) return refuse(call.Env(), s.error());
-    return info_of(call.Env(), device);
+    auto work = [device, size_bytes = size.value()] { return device->resize(size_bytes); };
+    return Task::run(call.Env(), work,
+                     [device](Napi::Env env) -> Napi::Value { return info_of(env, *device); });
 }
 
 Napi::Value close(const std::shared_ptr<DiskState>& state, Napi::Env env) {
@@ -264,7 +229,7 @@ Napi::Object disk_object(Napi::Env env, const std::shared_ptr<DiskState>& state)
     method("info", [](const auto& device, const auto& call) -> Napi::Value {
         return info_of(call.Env(), *device);
     });
-    method("resize", [](const auto& device, const auto& call) { return resize(*device, call); });
+    method("resize", resize);
     method("stages",
            [](const auto& device, const auto& call) { return stages(call.Env(), *device); });
     method("tuneStage",

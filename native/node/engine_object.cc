@@ -13,6 +13,7 @@
 #include "node/dispatcher.h"
 #include "node/options.h"
 #include "node/script_object.h"
+#include "node/task.h"
 #include "node/trace_object.h"
 #include "node/xen_handle.h"
 #include "stages/open_disk.h"
@@ -76,12 +77,16 @@ Napi::Value open_disk(const std::shared_ptr<EngineState>& engine, const Napi::Ca
         throw_error(env, spec.error());
         return env.Undefined();
     }
-    auto device = stages::open_disk(spec.value(), engine->rate_groups);
-    if (!device) {
-        throw_error(env, device.error());
-        return env.Undefined();
-    }
-    return add_disk(engine, env, std::move(device).value());
+    auto opened = std::make_shared<std::unique_ptr<block::Device>>();
+    auto work = [engine, opened, disk = std::move(spec).value()]() -> Status {
+        auto device = stages::open_disk(disk, engine->rate_groups);
+        if (!device) return device.error();
+        *opened = std::move(device).value();
+        return {};
+    };
+    return Task::run(env, work, [engine, opened](Napi::Env task_env) -> Napi::Value {
+        return add_disk(engine, task_env, std::move(*opened));
+    });
 }
 
 Napi::Value open_script(const std::shared_ptr<EngineState>& engine,

@@ -121,6 +121,7 @@ std::shared_ptr<Rate> make_rate(const ThrottleOptions& options) {
 Result<std::shared_ptr<Rate>> RateGroups::join(const ThrottleOptions& options) {
     if (Status s = check_options(options); !s) return s.error();
     if (options.group.empty()) return make_rate(options);
+    std::lock_guard lock(mutex_);
     std::erase_if(groups_, [](const auto& entry) { return entry.second.expired(); });
     auto rate = groups_[options.group].lock();
     if (!rate) {

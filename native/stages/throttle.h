@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <mutex>
 #include <string>
 
 #include "base/token_bucket.h"
@@ -28,7 +29,7 @@ struct Rate {
     void apply();
 };
 
-/// The groups that open disks belong to, by name. Control thread.
+/// The groups that open disks belong to, by name. Any thread.
 class RateGroups {
   public:
     /// The group's rate; made from `options` where nobody has it open. Errors: kInvalidArgument where
@@ -36,6 +37,7 @@ class RateGroups {
     Result<std::shared_ptr<Rate>> join(const ThrottleOptions& options);
 
   private:
+    std::mutex mutex_;
     std::map<std::string, std::weak_ptr<Rate>> groups_;
 };
 

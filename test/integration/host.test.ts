@@ -217,7 +217,7 @@ describe('reactors', () => {
     expect(threads('vbdkit-dom')).toEqual([])
   })
 
-  it('open no disk whose numbers do not fit', () => {
+  it('open no disk whose numbers do not fit', async () => {
     const whole = { driver: 'memory', sizeBytes: 1 << 20 } as const
     const wrong = [
       { ...whole, sectorSize: 2 ** 32 + 512 },
@@ -225,7 +225,8 @@ describe('reactors', () => {
       { driver: 'throttle', base: whole, iops: 1, bps: 0, burstSeconds: 1e15 },
     ] as const
     for (const spec of wrong) expect(() => engine.openDisk(spec)).toThrow('not a valid')
-    engine.openDisk({ ...whole, sectorSize: 512 }).close()
+    const disk = await engine.openDisk({ ...whole, sectorSize: 512 })
+    await disk.close()
   })
 
   it('have a beat at every call, also when they sleep', async () => {
@@ -267,7 +268,7 @@ describe('reactors', () => {
 
   it('serve a guest apart on one of its own', async () => {
     const given = connection()
-    const disk = engine.openDisk({ driver: 'null', sizeBytes: 1 << 20 })
+    const disk = await engine.openDisk({ driver: 'null', sizeBytes: 1 << 20 })
     const vbd = engine.createVbd('7:51712', disk, features, DEFAULT_TUNABLES, () => {})
     await vbd.connect(given)
     expect(threads('vbdkit-dom')).toEqual([])
@@ -283,7 +284,7 @@ describe('reactors', () => {
     await vbd.connect({ ...given, apart: true })
     expect(threads('vbdkit-dom')).toEqual(['vbdkit-dom7'])
     await vbd.close()
-    disk.close()
+    await disk.close()
   })
 
   it('sleep in a call for their guest without a beat, and say that it is that', async () => {
@@ -296,7 +297,7 @@ describe('reactors', () => {
     })
     expect(own.heartbeats()).toEqual([])
     const given = connection()
-    const disk = own.openDisk({ driver: 'null', sizeBytes: 1 << 20 })
+    const disk = await own.openDisk({ driver: 'null', sizeBytes: 1 << 20 })
     const vbd = own.createVbd('7:51712', disk, features, DEFAULT_TUNABLES, () => {})
     broker.setFaults([{ call: 'map', domid: 7, delayMs: 400 }])
     const connected = vbd.connect(given)
@@ -310,7 +311,7 @@ describe('reactors', () => {
     }, PATIENT)
     await vbd.close()
     expect(own.heartbeats()).toEqual([])
-    disk.close()
+    await disk.close()
     await own.close()
     expect(own.heartbeats()).toEqual([])
   })

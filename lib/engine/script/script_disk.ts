@@ -85,7 +85,7 @@ export class ScriptEngineDisk implements EngineDisk {
 
   async resize(sizeBytes: number): Promise<DiskInfo> {
     await this.#host.resize(sizeBytes)
-    this.#info = this.native.resize(sizeBytes)
+    this.#info = await guardAsync({}, () => this.native.resize(sizeBytes))
     return this.#info
   }
 

@@ -49,42 +49,45 @@ describe('the log', () => {
 })
 
 describe('a driver', () => {
-  it('becomes the disk that it describes', () => {
-    expect(diskOf('memory', ['1MiB'], {}).spec).toMatchObject({
+  it('becomes the disk that it describes', async () => {
+    expect((await diskOf('memory', ['1MiB'], {})).spec).toMatchObject({
       driver: 'memory',
       sizeBytes: 1 << 20,
     })
-    expect(diskOf('null', ['1TiB'], { sectorSize: '4096' }).spec).toMatchObject({
+    expect((await diskOf('null', ['1TiB'], { sectorSize: '4096' })).spec).toMatchObject({
       driver: 'null',
       sectorSize: 4096,
     })
     const path = join(folder, 'disk.img')
     writeFileSync(path, '')
     truncateSync(path, 4096)
-    expect(
-      diskOf('file', [path], { direct: 'off', io: 'sync', writeThrough: true }).spec,
-    ).toMatchObject({
+    const disk = await diskOf('file', [path], { direct: 'off', io: 'sync', writeThrough: true })
+    expect(disk.spec).toMatchObject({
       driver: 'file',
       path,
       direct: false,
       io: 'sync',
       writeThrough: true,
     })
-    expect(diskOf('file', [path], { direct: 'auto' }).spec).toMatchObject({ direct: 'auto' })
+    expect((await diskOf('file', [path], { direct: 'auto' })).spec).toMatchObject({
+      direct: 'auto',
+    })
   })
 
-  it('refuses a file that nobody may write to, unless it is only read', () => {
+  it('refuses a file that nobody may write to, unless it is only read', async () => {
     const path = join(folder, 'disk.img')
     writeFileSync(path, Buffer.alloc(4096))
     chmodSync(path, 0o444)
-    expect(() => diskOf('file', [path], {})).toThrow(/is a read-only file/)
-    expect(diskOf('file', [path], { readOnly: true }).spec).toMatchObject({ readOnly: true })
+    await expect(diskOf('file', [path], {})).rejects.toThrow(/is a read-only file/)
+    expect((await diskOf('file', [path], { readOnly: true })).spec).toMatchObject({
+      readOnly: true,
+    })
   })
 
-  it('takes exactly one argument', () => {
-    expect(() => diskOf('null', [], {})).toThrow(/null needs a size/)
-    expect(() => diskOf('null', ['1G', '2G'], {})).toThrow(/takes one argument, not 2/)
-    expect(() => diskOf('floppy', ['a'], {})).toThrow(/there is no driver 'floppy'/)
+  it('takes exactly one argument', async () => {
+    await expect(diskOf('null', [], {})).rejects.toThrow(/null needs a size/)
+    await expect(diskOf('null', ['1G', '2G'], {})).rejects.toThrow(/takes one argument, not 2/)
+    await expect(diskOf('floppy', ['a'], {})).rejects.toThrow(/there is no driver 'floppy'/)
   })
 })
 
