@@ -16,6 +16,7 @@ import { MockGuest } from '../../lib/testing/guest.js'
 import { connectXenstore } from '../../lib/xenstore/client.js'
 import type { Xenstore } from '../../lib/xenstore/xenstore.js'
 import { JOURNALED } from '../support/engines.js'
+import { PATIENT } from '../support/patience.js'
 import { Random, VerifiedDisk } from '../support/product_verify.js'
 import { MIB } from '../support/product_world.js'
 import { Xl } from '../support/xl.js'
@@ -23,7 +24,6 @@ import { type Running, Scene } from './cli_process.js'
 
 const built = existsSync(fileURLToPath(new URL('../../dist/lib/cli/main.js', import.meta.url)))
 const SIZE = 16 * MIB
-const PATIENT = { timeout: 20_000, interval: 10 }
 const BACK = '/local/domain/0/backend/vbd/1/51712'
 const FRONT = '/local/domain/1/device/vbd/51712'
 

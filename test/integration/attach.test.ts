@@ -8,11 +8,11 @@ import { MockHost } from '../../lib/mock/mock_host.js'
 import { MockGuest } from '../../lib/testing/guest.js'
 import { connectXenstore } from '../../lib/xenstore/client.js'
 import type { Xenstore } from '../../lib/xenstore/xenstore.js'
+import { PATIENT } from '../support/patience.js'
 import { MIB } from '../support/product_world.js'
 import { jsonLines, type Running, Scene } from './cli_process.js'
 
 const built = existsSync(fileURLToPath(new URL('../../dist/lib/cli/main.js', import.meta.url)))
-const PATIENT = { timeout: 15_000, interval: 10 }
 const BACK = '/local/domain/0/backend/vbdkit/1/51728'
 const FRONT = '/local/domain/1/device/vbd/51728'
 

@@ -26,8 +26,7 @@ import { FrontRing } from '../../lib/testing/front_ring.js'
 import { encodeRequest, LAYOUTS } from '../../lib/testing/wire.js'
 import { dialDevice } from '../../lib/xenstore/device_transport.js'
 import { encodePacket, MESSAGE } from '../../lib/xenstore/wire.js'
-
-const PATIENT = { timeout: 10_000, interval: 5 }
+import { PATIENT } from '../support/patience.js'
 
 /** Names of this process's threads that begin with `prefix`. */
 function threads(prefix: string): string[] {

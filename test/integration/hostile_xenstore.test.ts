@@ -7,11 +7,10 @@ import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from 'vitest
 import { VbdError } from '../../lib/errors.js'
 import type { FrontendOptions } from '../../lib/testing/frontend_options.js'
 import { JUNK_VALUES } from '../../lib/testing/hostile.js'
+import { PATIENT } from '../support/patience.js'
 import { Neighbour, Victim } from '../support/product_hostile.js'
 import { Random } from '../support/product_verify.js'
 import { World } from '../support/product_world.js'
-
-const PATIENT = { timeout: 20_000, interval: 5 }
 
 let world: World
 let neighbour: Neighbour

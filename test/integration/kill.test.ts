@@ -10,6 +10,7 @@ import { loadAddon } from '../../lib/engine/load_addon.js'
 import { MockHost } from '../../lib/mock/mock_host.js'
 import { MockGuest } from '../../lib/testing/guest.js'
 import { JOURNALED } from '../support/engines.js'
+import { PATIENT } from '../support/patience.js'
 import { fio, missingTools, qemuIo, tool } from '../support/product_tools.js'
 import { Random, VerifiedDisk } from '../support/product_verify.js'
 import { bounded, MIB } from '../support/product_world.js'
@@ -20,7 +21,6 @@ const built = existsSync(fileURLToPath(new URL('../../dist/lib/cli/main.js', imp
 const missing =
   missingTools('fio', 'qemu-io', 'nbdinfo') ?? (built ? undefined : 'dist/ is not built')
 const SIZE = 16 * MIB
-const PATIENT = { timeout: 20_000, interval: 10 }
 
 let scene: Scene
 let image: string

@@ -8,6 +8,7 @@ import { Backend } from '../../lib/backend.js'
 import { memory } from '../../lib/disk/drivers.js'
 import { connectXenstore, type XenstoreClient } from '../../lib/xenstore/client.js'
 import { FakeEngine } from '../support/fake_engine.js'
+import { PATIENT } from '../support/patience.js'
 import { whyNot } from '../xenstored/daemon.js'
 import { type RawClient, SocketClient } from '../xenstored/raw_client.js'
 import { ownTarget, realTarget, type Target } from '../xenstored/target.js'
@@ -21,7 +22,6 @@ const servers = {
 const domid = 7
 const front = `/local/domain/${domid}/device/vbd/51712`
 const back = `/local/domain/0/backend/vbd/${domid}/51712`
-const PATIENT = { timeout: 15_000, interval: 5 }
 
 for (const [name, { start, missing }] of Object.entries(servers)) {
   describe.skipIf(missing !== undefined)(

@@ -6,11 +6,11 @@ import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import { afterEach, beforeEach, expect, it, vi } from 'vitest'
+import { PATIENT } from '../support/patience.js'
 import { Running, Scene } from './cli_process.js'
 
 /** Looked at four times in it. */
 const WATCHDOG_MS = 2000
-const PATIENT = { timeout: 20_000, interval: 20 }
 
 let scene: Scene
 let manager: ChildProcess

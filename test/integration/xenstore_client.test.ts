@@ -5,6 +5,7 @@
 import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from 'vitest'
 import { connectXenstore, type XenstoreClient } from '../../lib/xenstore/client.js'
 import type { XenstoreError } from '../../lib/xenstore/xenstore.js'
+import { PATIENT } from '../support/patience.js'
 import { whyNot } from '../xenstored/daemon.js'
 import { SocketClient } from '../xenstored/raw_client.js'
 import { ownTarget, realTarget, type Target } from '../xenstored/target.js'
@@ -14,8 +15,6 @@ const servers = {
   'C xenstored': { start: () => realTarget('xenstored'), missing: await whyNot('xenstored') },
   oxenstored: { start: () => realTarget('oxenstored'), missing: await whyNot('oxenstored') },
 }
-
-const PATIENT = { timeout: 20_000, interval: 5 }
 
 const errnoOf = async (promise: Promise<unknown>): Promise<string> =>
   await promise.then(

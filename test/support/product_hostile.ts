@@ -14,10 +14,10 @@ import type { MockGuest } from '../../lib/testing/guest.js'
 import { HostileGuest } from '../../lib/testing/hostile.js'
 import { encodeRequest, LAYOUTS, type Segment, type WireRequest } from '../../lib/testing/wire.js'
 import type { Vbd } from '../../lib/vbd/vbd.js'
+import { PATIENT } from './patience.js'
 import { VerifiedDisk } from './product_verify.js'
 import { MIB, type World } from './product_world.js'
 
-const PATIENT = { timeout: 20_000, interval: 5 }
 export const VICTIM_SECTORS = (4 * MIB) / 512
 
 /** Two busy disks, one for each reactor of the world. */

@@ -23,10 +23,10 @@ import type { MockHost } from '../../lib/mock/mock_host.js'
 import { openPlatform } from '../../lib/platform.js'
 import { MockGuest, type MockGuestOptions } from '../../lib/testing/guest.js'
 import { ENGINE } from './engines.js'
+import { PATIENT } from './patience.js'
 
 export const MIB = 1024 * 1024
 const TMPFS_MAGIC = 0x01021994
-const PATIENT = { timeout: 15_000, interval: 10 }
 
 /** A directory whose files are on a disk, not in memory. */
 export function diskFolder(): string {

@@ -6,6 +6,7 @@ import { mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync } from 'no
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { expect, vi } from 'vitest'
+import { PATIENT } from './patience.js'
 
 export interface Census {
   /** Kind → how many, for example `socket` or `anon_inode:[io_uring]`. */
@@ -15,8 +16,6 @@ export interface Census {
   /** In the temporary directory, see `ownTemporaryFolder`. */
   readonly files: readonly string[]
 }
-
-const PATIENT = { timeout: 15_000, interval: 20 }
 
 /** The kernel's own workers of io_uring come and go as it likes; they are threads of ours only by name. */
 function isKernelWorker(name: string): boolean {

@@ -16,8 +16,7 @@ import type { VbdError } from '../../../lib/errors.js'
 import { MockHost, type MockHostOptions, mockPaths } from '../../../lib/mock/mock_host.js'
 import { connectXenstore, type XenstoreClient } from '../../../lib/xenstore/client.js'
 import { FakeBroker, nativeError } from '../../support/fake_broker.js'
-
-const PATIENT = { timeout: 10_000, interval: 5 }
+import { PATIENT } from '../../support/patience.js'
 
 let parent: string
 let broker: FakeBroker

@@ -10,8 +10,7 @@ import type { Dial, TransportEvents } from '../../../lib/xenstore/transport.js'
 import { defaultXenstorePath } from '../../../lib/xenstore/transport.js'
 import { encodePacket, MESSAGE, type Packet, PacketParser } from '../../../lib/xenstore/wire.js'
 import type { XenstoreError } from '../../../lib/xenstore/xenstore.js'
-
-const PATIENT = { timeout: 10_000, interval: 5 }
+import { PATIENT } from '../../support/patience.js'
 
 const errnoOf = (promise: Promise<unknown>): Promise<string> =>
   promise.then(

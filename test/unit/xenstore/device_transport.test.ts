@@ -24,8 +24,8 @@ import {
   type Packet,
   PacketParser,
 } from '../../../lib/xenstore/wire.js'
+import { PATIENT } from '../../support/patience.js'
 
-const PATIENT = { timeout: 10_000, interval: 5 }
 const PROMPT = { patienceMs: 0 }
 const { EACCES, EINVAL, EIO, ENOENT } = constants.errno
 
