@@ -8,6 +8,7 @@
  *
  * Owns the platform, the bus, the open disks and every vbd; `close` gives all of it back.
  */
+import { onAbort } from './deadline.js'
 import type { Disk } from './disk/disk.js'
 import { Emitter, type Listener } from './emitter.js'
 import type { Heartbeat, Placement } from './engine/engine.js'
@@ -98,7 +99,7 @@ export class Backend {
   #tunables: VbdTunables
   #lost = false
   #closing: Promise<void> | undefined
-  readonly #unsubscribe: () => void
+  readonly #unsubscribe: (() => void)[]
 
   /**
    * Opens a backend.
@@ -132,7 +133,7 @@ export class Backend {
       await backend.close()
       throw thrown
     }
-    backend.#closeOn(signal, () => backend.close())
+    backend.#unsubscribe.push(onAbort(signal, () => backend.#background(backend.close())))
     return backend
   }
 
@@ -160,6 +161,7 @@ export class Backend {
       onRecheck: (device) => {
         this.#ownerOf(device)?.lifecycle.poke()
         this.#offers.poke(device)
+        this.#found(device)
       },
       onMissing: (device) => this.#missing(device),
       onDomains: () => {
@@ -167,7 +169,7 @@ export class Backend {
       },
       onError: (thrown) => this.#busError(thrown),
     })
-    this.#unsubscribe = platform.store.onConnection((state) => this.#connection(state))
+    this.#unsubscribe = [platform.store.onConnection((state) => this.#connection(state))]
     platform.onSlowGuest?.((domid, elapsedMs) => {
       const slept = `a grant call slept ${(elapsedMs / 1000).toFixed(1)} s`
       this.#warn(`domain ${domid}: its memory is paged out: ${slept}`)
@@ -266,7 +268,7 @@ export class Backend {
 
   async #close(options: CloseOptions): Promise<void> {
     const closed = await Promise.allSettled(this.vbds().map((vbd) => vbd.close(options)))
-    this.#unsubscribe()
+    for (const unsubscribe of this.#unsubscribe) unsubscribe()
     try {
       await this.#offers.close()
       await this.#bus.close()
@@ -297,7 +299,10 @@ export class Backend {
       await vbd.close({ timeoutMs: 0 }).catch(() => {})
       throw toVbdError(thrown)
     }
-    this.#closeOn(options.signal, () => vbd.close())
+    vbd.on(
+      'closed',
+      onAbort(options.signal, () => this.#background(vbd.close())),
+    )
     return vbd
   }
 
@@ -432,10 +437,6 @@ export class Backend {
       const error = toVbdError(thrown)
       this.#emitter.emit('error', vbd === undefined ? { error } : { vbd, error })
     })
-  }
-
-  #closeOn(signal: AbortSignal | undefined, close: () => Promise<void>): void {
-    signal?.addEventListener('abort', () => this.#background(close()), { once: true })
   }
 
   #requireOpen(): void {

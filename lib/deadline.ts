@@ -54,6 +54,12 @@ export function eventually<T>(
   })
 }
 
+/** Has `act` called when the signal fires. Returns what ends that: a signal may outlive many that listen to it. */
+export function onAbort(signal: AbortSignal | undefined, act: () => void): () => void {
+  signal?.addEventListener('abort', act, { once: true })
+  return () => signal?.removeEventListener('abort', act)
+}
+
 /** Tries something again later; later each time, until it has worked. */
 export class Retry {
   readonly #again: () => void

@@ -41,7 +41,12 @@ export class Offers {
   found(device: Device): void {
     if (!this.#o.wanted() || this.#offered.has(device)) return
     this.#offered.add(device)
-    this.#o.background(this.#offer(device))
+    const offered = this.#offer(device).catch((thrown) => {
+      // The connection to xenstore was lost on the way, perhaps: with the next look it is offered again.
+      this.#offered.delete(device)
+      throw thrown
+    })
+    this.#o.background(offered)
   }
 
   /** Look again at a device that may have been refused. */

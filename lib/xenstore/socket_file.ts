@@ -2,6 +2,7 @@
 import { access, chmod, lstat, unlink } from 'node:fs/promises'
 import { createConnection, createServer, type Server, type Socket } from 'node:net'
 import { dirname, join } from 'node:path'
+import { isMainThread } from 'node:worker_threads'
 import { VbdError } from '../errors.js'
 
 /** Longest path of a unix socket, in bytes (sun_path without its NUL). */
@@ -74,10 +75,11 @@ export async function listenUnix(
   try {
     await new Promise<void>((resolve, reject) => {
       server.once('error', reject)
-      server.listen({ path }, () => {
+      const listening = () => {
         server.off('error', reject)
         resolve()
-      })
+      }
+      privately(() => server.listen({ path }, listening))
     })
     await chmod(path, 0o600)
   } catch (error) {
@@ -85,6 +87,18 @@ export async function listenUnix(
     throw await cannotListen(path, error as NodeJS.ErrnoException)
   }
   return server
+}
+
+/** What `bind` makes has mode 0600 from its first moment: a peer that connected before a chmod would stay. */
+function privately(bind: () => void): void {
+  // A worker thread has the mask of the process and may not change it.
+  const before = isMainThread ? process.umask(0o177) : undefined
+  try {
+    // Node binds before it returns.
+    bind()
+  } finally {
+    if (before !== undefined) process.umask(before)
+  }
 }
 
 async function cannotListen(path: string, cause: NodeJS.ErrnoException): Promise<VbdError> {

@@ -2,6 +2,7 @@
  * The control plane as a whole, from Backend.serve to xenstore's keys, with a xenstore in this process and an engine
  * that moves nothing: how each frontend of the field opens and closes, and what toolstacks do.
  */
+import { getEventListeners } from 'node:events'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -551,6 +552,27 @@ describe('toolstacks', () => {
     await world.until(() => offers === 2, 'offered again')
   })
 
+  it('offers again what could not be looked at because xenstore was lost', async () => {
+    await open()
+    world.backend.on('vbd', async (offer) => {
+      await offer.accept(memory('1MiB'))
+    })
+    const tryRead = world.ours.tryRead.bind(world.ours)
+    world.ours.tryRead = async (path) => {
+      if (path.endsWith('/params')) {
+        world.ours.tryRead = tryRead
+        world.ours.lose()
+      }
+      return tryRead(path)
+    }
+    await world.createDomain()
+    await world.attach()
+    await world.until(() => !world.ours.connected, 'lost')
+    await world.settle()
+    world.ours.restore()
+    await world.reach(2)
+  })
+
   it('a guest that connects to what was refused is asked to close', async () => {
     await open()
     world.backend.on('vbd', (offer) => offer.refuse('not ours'))
@@ -995,6 +1017,16 @@ describe('Backend', () => {
       'Closed',
     ])
     expect(String(await warned)).toContain('a bad listener')
+  })
+
+  it('leaves no listener on a signal that outlives it', async () => {
+    await open()
+    await world.createDomain()
+    const abort = new AbortController()
+    const vbd = await world.backend.serve('1:xvda', memory('1MiB'), { signal: abort.signal })
+    expect(getEventListeners(abort.signal, 'abort').length).toBe(1)
+    await vbd.close({ timeoutMs: 50 })
+    expect(getEventListeners(abort.signal, 'abort').length).toBe(0)
   })
 
   it('obeys signals', async () => {

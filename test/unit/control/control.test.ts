@@ -196,6 +196,14 @@ describe('a control server', () => {
     await expect(next).rejects.toMatchObject({ code: 'ERR_VBD_NOT_FOUND' })
   })
 
+  it('is for its own user alone from its first moment', async () => {
+    const path = join(folder, 'first.sock')
+    const listening = ControlServer.listen(path, target)
+    while (!existsSync(path)) await new Promise((resolve) => setImmediate(resolve))
+    expect(statSync(path).mode & 0o777).toBe(0o600)
+    await (await listening).close()
+  })
+
   it('is for its own user alone, and removes its socket', async () => {
     expect(statSync(path).mode & 0o777).toBe(0o600)
     expect(statSync(join(folder, 'sub')).mode & 0o777).toBe(0o700)
