@@ -86,7 +86,7 @@ function worksOf(quick: boolean, name: Medium['name']): Work[] {
     sequential: true,
   })
   if (quick) {
-    const depths = { 'page cache': [1, 32, 128], tmpfs: [32], O_DIRECT: [32, 128] }[name]
+    const depths = { 'page cache': [1, 32], tmpfs: [32], O_DIRECT: [32, 128] }[name]
     return depths.map((depth) => random(depth, false))
   }
   return [
