@@ -101,6 +101,7 @@ Result<std::unique_ptr<Device>> Overlay::open(const OverlayOptions& options,
     if (Status s = check_granule(options.granule_bytes); !s) return s.error();
     const uint32_t sector = base->geometry().sector_size;
     const uint64_t size = base->size_bytes();
+    if (Status s = OverlayFile::check_size(size, options.granule_bytes); !s) return s.error();
     if (options.scratch.empty()) {
         const uint64_t bytes = OverlayFile::container_bytes(size, options.granule_bytes);
         auto memory = block::open_device(

@@ -49,6 +49,16 @@ uint64_t OverlayFile::page_count(uint64_t disk_bytes, uint32_t granule_bytes) {
     return (granules + kBitsPerPage - 1) / kBitsPerPage;
 }
 
+// What is kept of each page, in memory and with room to grow, would take all there is.
+Status OverlayFile::check_size(uint64_t disk_bytes, uint32_t granule_bytes) {
+    if (page_count(disk_bytes, granule_bytes) <= kMostPages) return {};
+    return Error{ErrorKind::kUnsupported, 0,
+                 "an overlay with granules of " + std::to_string(granule_bytes) +
+                     " bytes takes disks of up to " +
+                     std::to_string((kMostPages * kBitsPerPage * granule_bytes) >> 40) +
+                     " TiB; choose larger granules"};
+}
+
 uint64_t OverlayFile::container_bytes(uint64_t disk_bytes, uint32_t granule_bytes) {
     const uint64_t granules = (disk_bytes + granule_bytes - 1) / granule_bytes;
     return kHeaderBytes + page_count(disk_bytes, granule_bytes) * 2 * kPageBytes +
@@ -164,7 +174,7 @@ Status OverlayFile::check_header(uint64_t base_bytes, uint32_t granule_bytes) co
     }
     const uint32_t granule = header_.granule_bytes;
     if (granule < 4096 || granule > (1u << 20) || !std::has_single_bit(granule) ||
-        header_.disk_bytes > INT64_MAX / 4 ||
+        !check_size(header_.disk_bytes, granule) ||
         scratch_->size_bytes() < container_bytes(header_.disk_bytes, granule)) {
         return damaged("its header contradicts itself");
     }

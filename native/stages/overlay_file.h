@@ -42,6 +42,8 @@ class OverlayFile {
     /// For open(): whatever the disk below is.
     static constexpr uint64_t kAnyBase = 0;
     static constexpr uint64_t kBitsPerPage = (kPageBytes - 16) * 8;
+    /// 127 TiB of the smallest granules.
+    static constexpr uint64_t kMostPages = 1 << 20;
 
     /// How long the container of a disk is.
     static uint64_t container_bytes(uint64_t disk_bytes, uint32_t granule_bytes);
@@ -59,6 +61,9 @@ class OverlayFile {
     /// something else, of another disk, or damaged; kInvalidArgument for another granule.
     static Result<std::unique_ptr<OverlayFile>> open(std::unique_ptr<block::Device> scratch,
                                                      uint64_t base_bytes, uint32_t granule_bytes);
+
+    /// Errors: kUnsupported where the disk has too many granules of this size.
+    static Status check_size(uint64_t disk_bytes, uint32_t granule_bytes);
 
     uint32_t granule_bytes() const { return header_.granule_bytes; }
     /// It may be longer than the disk below.

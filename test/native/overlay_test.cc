@@ -208,6 +208,19 @@ TEST_CASE("overlay: what is no container of this disk is refused") {
     CHECK_FALSE(Overlay::open({.scratch = other.path()}, pattern(kMiB)));
 }
 
+TEST_CASE("overlay: of a disk that is too large for its granules is refused, in a file and in memory") {
+    constexpr uint64_t kTooLarge = 128ull << 40;
+    const auto fails = [](const OverlayOptions& options) {
+        auto device = Overlay::open(options, pattern(kTooLarge));
+        REQUIRE_FALSE(device);
+        CHECK(device.error().message.find("127 TiB; choose larger granules") != std::string::npos);
+    };
+    NewFile file;
+    fails({.scratch = file.path});
+    fails({});
+    CHECK(::access(file.path.c_str(), F_OK) != 0);
+}
+
 TEST_CASE("overlay: commit writes it into the disk below, reset forgets it") {
     constexpr uint64_t kSize = 3 * kMiB + 512;
     TempFile base(kSize);
