@@ -124,18 +124,19 @@ describe.skipIf(!built)('xl attaches', () => {
     ['file,direct=maybe:/srv/a', "direct cannot be 'maybe'"],
     ['memory:soon', 'soon'],
     ['memory,queues=99:1MiB', 'queues cannot be 99'],
-  ])('%s, which cannot be: xl says why, at once, and nothing is left', async (target, why) => {
-    const one = await guest()
-    const began = performance.now()
-    await expect(xl.attach(one.domid, { ...OURS, vdev: 'xvda', target })).rejects.toThrow(why)
-    expect(performance.now() - began).toBeLessThan(5000)
-    expect(await store.tryList(`/local/domain/0/backend/vbd/${one.domid}`)).toEqual([])
-    await expect.poll(() => store.tryList('/local/domain/0/error')).toEqual([])
-    // And the same device with a disk that can be.
-    await xl.attach(one.domid, { ...OURS, vdev: 'xvda', target: 'memory:1MiB' })
-    await (await one.disk('xvda')).write(0, Buffer.alloc(512))
-    await one.close()
-  })
+  ])(
+    '%s, which cannot be: xl says why before it gives up, and nothing is left',
+    async (target, why) => {
+      const one = await guest()
+      await expect(xl.attach(one.domid, { ...OURS, vdev: 'xvda', target })).rejects.toThrow(why)
+      expect(await store.tryList(`/local/domain/0/backend/vbd/${one.domid}`)).toEqual([])
+      await expect.poll(() => store.tryList('/local/domain/0/error')).toEqual([])
+      // And the same device with a disk that can be.
+      await xl.attach(one.domid, { ...OURS, vdev: 'xvda', target: 'memory:1MiB' })
+      await (await one.disk('xvda')).write(0, Buffer.alloc(512))
+      await one.close()
+    },
+  )
 
   it('an image that another guest writes: refused', async () => {
     const path = image('shared.img')
@@ -159,13 +160,11 @@ describe.skipIf(!built)('xl attaches', () => {
     for (const each of guests) await each.close()
   })
 
-  it('and destroys the guest: Closed in time, although its frontend is gone', async () => {
+  it('and destroys the guest: Closed before xl gives up, although its frontend is gone', async () => {
     const one = await guest()
     const back = await xl.attach(one.domid, { ...OURS, vdev: 'xvda', target: 'memory:1MiB' })
     await (await one.disk('xvda')).write(0, Buffer.alloc(512))
-    const began = performance.now()
     await xl.destroyDisk(one.domid, 'xvda')
-    expect(performance.now() - began).toBeLessThan(5000)
     expect(await store.tryRead(`${back}/state`)).toBeUndefined()
     await one.close()
   })
