@@ -115,7 +115,7 @@ export async function runServer(
     await serving?.stop?.()
     await control?.close()
     await backend?.close({ timeoutMs: CLOSE_MS, keepGuest: (words.onStop ?? onStop) === 'keep' })
-    if (backend !== undefined) announcer.say('stopped', {}, 'stopped')
+    if (serving !== undefined) announcer.say('stopped', {}, 'stopped')
     await log.close()
   }
 }
@@ -126,8 +126,11 @@ export async function runServer(
  */
 function journalsOf({ xen }: ServerWords): { journals?: string } {
   if (xen === 'mock') return {}
+  const mockDir = mockDirOf(xen)
+  // The mock has made it; where none runs, nothing is left behind.
+  if (mockDir !== undefined) return { journals: mockDir }
   try {
-    const journals = controlFolder(mockDirOf(xen))
+    const journals = controlFolder(undefined)
     mkdirSync(journals, { recursive: true, mode: 0o700 })
     return { journals }
   } catch {

@@ -199,6 +199,9 @@ describe('what cannot be', () => {
       /no mock Xen/,
     )
     expectOneLine(await scene.run('guest', '--xen', scene.xen, '1:xvda'), /no mock Xen/)
+    expectOneLine(await scene.run('list', '--xen', scene.xen), /no mock Xen/)
+    // None of them has made what it did not find.
+    expect(existsSync(scene.path('xen'))).toBe(false)
     await scene.mock()
     expectOneLine(await scene.run('mock', scene.path('xen')), /in use|runs/)
     const taken = scene.path('taken')

@@ -1,7 +1,9 @@
 /** `vbdkit list`: the disks that are being served here. */
+import { existsSync } from 'node:fs'
 import { ControlClient } from '../../control/client.js'
 import { controlSockets } from '../../control/path.js'
 import type { VbdSummary } from '../../control/target.js'
+import { VbdError } from '../../errors.js'
 import { formatSize } from '../../units.js'
 import { addControlOptions, type ControlOptions } from '../control_option.js'
 import { action, addCommand, type Command, type Context } from '../program.js'
@@ -21,8 +23,7 @@ export function addList(program: Command, context: Context): void {
   addControlOptions(command)
   command.action(
     action(context, async (options: ControlOptions) => {
-      const paths =
-        options.control === undefined ? controlSockets(mockDirOf(options.xen)) : [options.control]
+      const paths = options.control === undefined ? socketsOf(options) : [options.control]
       const answers = await Promise.all(
         paths.map((path) => ask(path, options.control !== undefined)),
       )
@@ -31,6 +32,18 @@ export function addList(program: Command, context: Context): void {
       return 0
     }),
   )
+}
+
+/** @throws ERR_VBD_NO_XEN when there is no such mock, which is not the same as one where nothing is served */
+function socketsOf({ xen }: ControlOptions): string[] {
+  const mockDir = mockDirOf(xen)
+  if (mockDir !== undefined && !existsSync(mockDir)) {
+    throw new VbdError('ERR_VBD_NO_XEN', `no mock Xen runs in ${mockDir}`, {
+      path: mockDir,
+      remedy: 'check the path, or start one with `vbdkit mock DIR`',
+    })
+  }
+  return controlSockets(mockDir)
 }
 
 /** What one server serves; nothing when it is gone, unless it was named. */
