@@ -14,7 +14,6 @@
 #   differential  the JavaScript engine: both engines on the same generated streams, and integration tests on this one;
 #                 VBDKIT_FULL=1: every one of them that serves disks, conformance, and 1,000,000 requests
 #   teardown      disks in TypeScript, whose threads and processes end under AddressSanitizer; builds the addon for that.
-#                 Only when it is named
 # Its last line is `N passed, N failed`; its exit code is 0 only when nothing failed.
 PHASES=(lint types tidy native asan tsan unit conformance xen integration differential teardown)
 CPU_LANE=(native asan tsan)

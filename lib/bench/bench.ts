@@ -75,17 +75,7 @@ export async function runBench(options: BenchOptions): Promise<Report> {
   const putBack = quick ? undefined : raisePriority()
   const collected: Collected = { rows: [], targets: [], verified: [], skipped: [] }
   try {
-    const files = await makeTestFiles(options.dir, (quick ? 256 : 1024) * MIB, signal)
-    try {
-      const world = await World.start(cpus)
-      try {
-        await runGroups(options, { ...settings, rounds, world, cpus, files, collected, signal })
-      } finally {
-        await world.close()
-      }
-    } finally {
-      files.close()
-    }
+    await measureGroups(options, { ...settings, rounds, cpus, collected, signal })
   } finally {
     putBack?.()
   }
@@ -108,6 +98,23 @@ export async function runBench(options: BenchOptions): Promise<Report> {
     roundMs: settings.roundMs,
     ...collected,
     skipped: distinct(collected.skipped),
+  }
+}
+
+async function measureGroups(
+  options: BenchOptions,
+  given: Omit<Context, 'note' | 'world' | 'files'>,
+): Promise<void> {
+  const files = await makeTestFiles(options.dir, (given.quick ? 256 : 1024) * MIB, options.signal)
+  try {
+    const world = await World.start(given.cpus)
+    try {
+      await runGroups(options, { ...given, world, files })
+    } finally {
+      await world.close()
+    }
+  } finally {
+    files.close()
   }
 }
 

@@ -3,6 +3,7 @@
  * Writes the directories, watches what the backend and the guest make of them, and takes them away when nothing comes
  * of it. The backend may be another process, or another domain. Owns nothing but its watches.
  */
+import { onAbort } from '../deadline.js'
 import { VbdError } from '../errors.js'
 import { formatVbdId, MAX_DOMID } from '../units.js'
 import { type DeviceAddress, devicePaths, quietly } from '../xenbus/device.js'
@@ -173,7 +174,7 @@ async function watchUntil(
   }
   const until = performance.now() + timeoutMs
   const timer = setTimeout(() => wake(), timeoutMs)
-  signal?.addEventListener('abort', onEvent)
+  const unsubscribe = onAbort(signal, onEvent)
   const watches: Watch[] = []
   try {
     for (const path of [paths.backend, `${paths.frontend}/state`]) {
@@ -196,7 +197,7 @@ async function watchUntil(
     throw new VbdError('ERR_VBD_ABORTED', 'aborted', { cause: signal.reason })
   } finally {
     clearTimeout(timer)
-    signal?.removeEventListener('abort', onEvent)
+    unsubscribe()
     for (const watch of watches) await quietly(watch.close())
   }
 }

@@ -325,6 +325,7 @@ export function verifyStage({ blockBytes, reportOnly }: VerifyStage): MakeFilter
         forget()
       }
     }
+    // Zeroes come as writes, as above.
     const { write, discard, resize, zero: _zero, ...rest } = next
     return {
       ...rest,

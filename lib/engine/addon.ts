@@ -339,7 +339,7 @@ export interface Addon {
     name: string
   }): NativeEngine
   /** Ends the process and joins no thread of it. */
-  exitAtOnce(code: number): void
+  exitAtOnce(code: number): never
   /** What the JavaScript engine stands on. */
   openPrimitives: OpenPrimitives
 }

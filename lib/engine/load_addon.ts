@@ -1,4 +1,7 @@
-/** The only module that loads the addon; the mock and the host take its raw exports from here. */
+/**
+ * The only module that loads the addon; the mock and the host take its raw exports from here. It knows whether the
+ * addon is loaded, so it is also where a process ends whose threads may hang in it.
+ */
 import { existsSync, readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { dirname, join } from 'node:path'
@@ -31,7 +34,7 @@ export function loadAddon(): Addon {
 }
 
 /** Ends the process with this code, whatever its threads wait for in the kernel: `process.exit` would join them. */
-export function exitAtOnce(code: number): void {
+export function exitAtOnce(code: number): never {
   if (loaded !== undefined) {
     process.emit('exit', code)
     loaded.exitAtOnce(code)

@@ -67,6 +67,7 @@ export class Lifecycle {
   #intent: Intent = 'serve'
   #ring: RingSituation = 'none'
   #offer: Offer | undefined
+  /** What the rings that were attached last were agreed on with; told once Connected is written. */
   #connection: ConnectionInfo | undefined
   /** Of the rings, for a process after us. */
   #record = ''

@@ -54,7 +54,7 @@ export class DeviceOffer {
 
   static async read(device: Device, answers: OfferAnswers): Promise<DeviceOffer> {
     const keys = await device.readBackend(KEYS)
-    device.choose(keys.params)
+    device.pinParams(keys.params)
     return new DeviceOffer(device, keys, answers)
   }
 

@@ -79,8 +79,8 @@ export class Device {
   #generation = 0
   /** Our state has been another one than the toolstack's first. */
   #begun = false
-  /** What its disk was chosen for, until we begin. */
-  #chosenFor: { readonly params: string | undefined } | undefined
+  /** What its disk was made for; counts until we begin. */
+  #pinned: { readonly params: string | undefined } | undefined
   #errorWritten = false
 
   constructor(store: Xenstore, address: DeviceAddress) {
@@ -104,21 +104,21 @@ export class Device {
   }
 
   /** From now on a directory with other `params` is another device's, until we have begun with it. */
-  choose(params: string | undefined): void {
-    this.#chosenFor = { params }
+  pinParams(params: string | undefined): void {
+    this.#pinned = { params }
   }
 
   /** A directory that was removed and made again between two readings is gone: it may be another disk's by now. */
   async read(): Promise<DeviceReading> {
     const { backend, frontend } = this.paths
-    const [own, online, front, isOther] = await Promise.all([
+    const [own, online, front, remade] = await Promise.all([
       this.#store.tryRead(`${backend}/state`),
       this.#store.tryRead(`${backend}/online`),
       this.alive ? this.#readGuest(`${frontend}/state`) : undefined,
-      this.#isAnother(this.#store),
+      this.#isReplaced(this.#store),
     ])
     const state = own === undefined ? undefined : parseState(own)
-    const replaced = isOther || (this.#begun && state === XenbusState.Initialising)
+    const replaced = remade || (this.#begun && state === XenbusState.Initialising)
     this.#begun ||= state !== XenbusState.Initialising
     return { own: replaced ? undefined : state, front: parseState(front), online: online !== '0' }
   }
@@ -176,7 +176,7 @@ export class Device {
         const state = await tx.tryRead(`${backend}/state`)
         if (state === undefined) throw new Abandoned('vanished')
         if (parseState(state) !== expected) throw new Abandoned('changed')
-        if (await this.#isAnother(tx)) throw new Abandoned('changed')
+        if (await this.#isReplaced(tx)) throw new Abandoned('changed')
         await body(tx, backend)
         return 'written' as const
       })
@@ -233,9 +233,9 @@ export class Device {
   }
 
   /** Made again for another disk before we began. */
-  async #isAnother(store: Pick<XenstoreOps, 'tryRead'>): Promise<boolean> {
-    if (this.#begun || this.#chosenFor === undefined) return false
-    return (await store.tryRead(`${this.paths.backend}/params`)) !== this.#chosenFor.params
+  async #isReplaced(store: Pick<XenstoreOps, 'tryRead'>): Promise<boolean> {
+    if (this.#begun || this.#pinned === undefined) return false
+    return (await store.tryRead(`${this.paths.backend}/params`)) !== this.#pinned.params
   }
 
   /** A guest may make its keys unreadable for us: then they are not there. */

@@ -81,6 +81,7 @@ export async function listenUnix(
       }
       privately(() => server.listen({ path }, listening))
     })
+    // For a worker thread, which binds with the mask of the process.
     await chmod(path, 0o600)
   } catch (error) {
     server.close()
@@ -91,7 +92,7 @@ export async function listenUnix(
 
 /** What `bind` makes has mode 0600 from its first moment: a peer that connected before a chmod would stay. */
 function privately(bind: () => void): void {
-  // A worker thread has the mask of the process and may not change it.
+  // A worker thread may not change the mask.
   const before = isMainThread ? process.umask(0o177) : undefined
   try {
     // Node binds before it returns.

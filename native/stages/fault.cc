@@ -1,6 +1,8 @@
 #include "stages/fault.h"
 
 #include <cstring>
+#include <string>
+#include <utility>
 
 #include "base/mix64.h"
 
@@ -52,6 +54,15 @@ bool FaultState::strikes(const Io& io) {
              !left.compare_exchange_weak(remaining, remaining - 1, std::memory_order_relaxed));
     failed.fetch_add(1, std::memory_order_relaxed);
     return true;
+}
+
+Result<std::unique_ptr<block::Device>> Fault::open(const FaultOptions& options,
+                                                   std::unique_ptr<block::Device> base) {
+    if (options.error == 0 || !::strerrorname_np(options.error)) {
+        return Error{ErrorKind::kInvalidArgument, 0,
+                     std::to_string(options.error) + " is the number of no error"};
+    }
+    return std::unique_ptr<block::Device>(new Fault(options, std::move(base)));
 }
 
 Fault::Fault(const FaultOptions& options, std::unique_ptr<block::Device> base)

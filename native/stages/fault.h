@@ -27,7 +27,9 @@ struct FaultState {
 
 class Fault final : public StageDevice {
   public:
-    Fault(const FaultOptions& options, std::unique_ptr<block::Device> base);
+    /// Errors: kInvalidArgument for an errno that is none.
+    static Result<std::unique_ptr<block::Device>> open(const FaultOptions& options,
+                                                       std::unique_ptr<block::Device> base);
 
     Result<std::unique_ptr<block::DeviceQueue>> open_queue(block::IoContext& context) override;
     const char* kind() const override { return "fault"; }
@@ -36,6 +38,8 @@ class Fault final : public StageDevice {
     Status tune(std::string_view setting, double value) override;
 
   private:
+    Fault(const FaultOptions& options, std::unique_ptr<block::Device> base);
+
     std::shared_ptr<FaultState> state_;
 };
 

@@ -1,7 +1,5 @@
 #include "stages/open_disk.h"
 
-#include <cstring>
-#include <string>
 #include <utility>
 
 #include "stages/cache.h"
@@ -49,13 +47,7 @@ struct Opener {
     Opened operator()(const DelayOptions& options) {
         return std::unique_ptr<Device>(std::make_unique<Delay>(options, base()));
     }
-    Opened operator()(const FaultOptions& options) {
-        if (!::strerrorname_np(options.error) || options.error == 0) {
-            return Error{ErrorKind::kInvalidArgument, 0,
-                         std::to_string(options.error) + " is the number of no error"};
-        }
-        return std::unique_ptr<Device>(std::make_unique<Fault>(options, base()));
-    }
+    Opened operator()(const FaultOptions& options) { return Fault::open(options, base()); }
 };
 
 bool has_its_disks(const DiskSpec& spec) {

@@ -8,7 +8,6 @@
 #include <map>
 #include <memory>
 #include <mutex>
-#include <mutex>
 #include <string>
 
 #include "base/token_bucket.h"

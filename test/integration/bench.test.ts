@@ -120,8 +120,10 @@ describe('the page', () => {
 })
 
 // In a session of its own: what is next to this test would starve.
-it('raises the priority of a session for a while, and puts it back', async () => {
-  const program = `
+it.skipIf(sessionPriority() === '')(
+  'raises the priority of a session for a while, and puts it back',
+  async () => {
+    const program = `
     import { readFileSync } from 'node:fs'
     const { raisePriority } = await import(${JSON.stringify(MACHINE)})
     const nice = () => /nice (.*)/.exec(readFileSync('/proc/self/autogroup', 'utf8'))?.[1]
@@ -130,15 +132,15 @@ it('raises the priority of a session for a while, and puts it back', async () =>
     const meanwhile = nice()
     putBack?.()
     console.log(JSON.stringify({ raised: putBack !== undefined, meanwhile, same: nice() === before }))`
-  if (sessionPriority() === '') return
-  const child = spawn(process.execPath, ['--input-type=module', '-e', program], {
-    detached: true,
-    stdio: ['ignore', 'pipe', 'inherit'],
-  })
-  const said = JSON.parse(Buffer.concat(await child.stdout.toArray()).toString())
-  expect(said.same).toBe(true)
-  if (said.raised) expect(said.meanwhile).toBe('-20')
-})
+    const child = spawn(process.execPath, ['--input-type=module', '-e', program], {
+      detached: true,
+      stdio: ['ignore', 'pipe', 'inherit'],
+    })
+    const said = JSON.parse(Buffer.concat(await child.stdout.toArray()).toString())
+    expect(said.same).toBe(true)
+    if (said.raised) expect(said.meanwhile).toBe('-20')
+  },
+)
 
 describe('vbdkit bench', () => {
   it('runs a group, prints a table, and leaves a report and a page that draws it', async () => {

@@ -9,6 +9,8 @@ import { join } from 'node:path'
 import { afterEach, describe, expect, it } from 'vitest'
 import { file, memory } from '../../lib/disk/drivers.js'
 import { VbdError } from '../../lib/errors.js'
+import { ATTACH_MARK } from '../../lib/xenbus/toolstack.js'
+import { Random } from '../support/product_verify.js'
 import { BACKEND_PATH, FRONTEND_PATH, VbdWorld } from '../support/vbd_world.js'
 
 let world: VbdWorld
@@ -641,23 +643,16 @@ describe('toolstacks', () => {
     expect(world.engine.mapped).toBe(1)
   })
 
-  it.each([
-    ['xl', undefined],
-    ['vbdkit attach', 'vbdkit-attach'],
-  ])('made again by %s while the vbd before closes: a disk of its own', async (_who, mark) => {
+  it('made again while the vbd before closes, and its caretaker looks on: a disk of its own', async () => {
     await open()
     world.backend.on('vbd', async (offer) => {
       await offer.accept(memory(offer.params!))
     })
     await world.createDomain()
-    let seed = 1
-    world.ours.turns = () => {
-      seed = (seed * 16_807) % 2_147_483_647
-      return 1 + (seed % 5)
-    }
+    const random = new Random(1)
+    world.ours.turns = () => 1 + random.below(10)
     let sizeMiB = 1
-    const marked = mark === undefined ? {} : { 'created-by': mark }
-    const attach = () => world.attach({ params: `${sizeMiB}MiB`, ...marked })
+    const attach = () => world.attach({ params: `${sizeMiB}MiB`, 'created-by': ATTACH_MARK })
     world.store.onCommit.add(({ client, path, value }) => {
       if (client === 'backend' && path === `${BACKEND_PATH}/state` && value === '6') void attach()
     })
