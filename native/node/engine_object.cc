@@ -31,6 +31,7 @@ struct EngineState {
     std::vector<std::weak_ptr<engine::Vbd>> vbds;
     std::vector<std::weak_ptr<DiskState>> disks;
     std::shared_ptr<Dispatcher> dispatcher;
+    bool left = false;  // JavaScript thread
 
     explicit EngineState(engine::ReactorSet set) : reactors(std::move(set)) {}
     ~EngineState() { stop(); }
@@ -42,6 +43,16 @@ struct EngineState {
         reactors.stop();
         if (dispatcher) dispatcher->close();
         xen.reset();  // now, and not when JavaScript has collected the engine
+    }
+
+    // The environment ends: nobody closes what is open any more, and what JavaScript objects hold is not
+    // given back where one of them was being made.
+    void leave() {
+        left = true;
+        stop();
+        for (auto& weak : disks) {
+            if (auto disk = weak.lock()) disk->device.reset();
+        }
     }
 
     std::vector<std::shared_ptr<engine::Vbd>> live_vbds() {
@@ -85,6 +96,7 @@ Napi::Value open_disk(const std::shared_ptr<EngineState>& engine, const Napi::Ca
         return {};
     };
     return Task::run(env, work, [engine, opened](Napi::Env task_env) -> Napi::Value {
+        if (engine->left) opened->reset();
         return add_disk(engine, task_env, std::move(*opened));
     });
 }
@@ -341,7 +353,7 @@ Napi::Value create_engine(const Napi::CallbackInfo& info) {
     state->dispatcher = Dispatcher::create(env, "vbdkit engine");
     // After the doorbell, so that it runs before the doorbell goes: hooks run last in, first out.
     env.AddCleanupHook([weak = std::weak_ptr(state)] {
-        if (auto engine = weak.lock()) engine->stop();
+        if (auto engine = weak.lock()) engine->leave();
     });
 
     Napi::Object object = Napi::Object::New(env);

@@ -48,6 +48,18 @@ const SERVING_WORKER = `
     parentPort.postMessage('serving')
   })`
 
+/** A worker that opens disks, and closes them, for ever. */
+const OPENING_WORKER = `
+  const { parentPort, workerData } = require('node:worker_threads')
+  import(workerData.library).then(async ({ Backend, file }) => {
+    const backend = await Backend.open({ engine: '${ENGINE}', xen: 'mock', reactors: 1 })
+    parentPort.postMessage('opening')
+    for (;;) {
+      for (const vdev of ['xvda', 'xvdb', 'xvdc']) await backend.serve('1:' + vdev, file(workerData.images + '/' + vdev))
+      for (const vbd of backend.vbds()) await vbd.close()
+    }
+  })`
+
 /** Guest 1 with three busy disks that outlive their backends. */
 const BUSY_GUEST = `
   const guest = await MockGuest.join({ dir: mock.dir, domid: 1 })
@@ -103,14 +115,40 @@ describe.skipIf(missing !== undefined)(
       stop = true
       await guest.close()
       await Promise.all(running)
-      const after = descriptors()
+      // The mock's own ends of what the last worker and the guest had close on its threads.
+      for (let i = 0; descriptors() !== before && i < 5000; i++) await new Promise((resolve) => setTimeout(resolve, 1))
+      const left = descriptors() - before
       await mock.close()
-      console.log(JSON.stringify({ done, threads: seen.slice(5), left: after - before }))
+      console.log(JSON.stringify({ done, threads: seen.slice(5), left }))
     `)
       const { done, threads, left } = JSON.parse(out) as Record<string, unknown>
       expect(done).toBeGreaterThan(40)
       expect(new Set(threads as number[]).size, `threads: ${threads}`).toBe(1)
       expect(left, 'descriptors left').toBe(0)
+    }, 110_000)
+
+    it('a worker that is terminated while it opens disks keeps none of them open', async () => {
+      const out = await script(`
+      const { readlinkSync } = await import('node:fs')
+      const worker = ${JSON.stringify(OPENING_WORKER)}
+      const open = () => readdirSync('/proc/self/fd').filter((fd) => {
+        try {
+          return readlinkSync('/proc/self/fd/' + fd).startsWith(images)
+        } catch {
+          return false
+        }
+      })
+      for (let round = 0; round < 40; round++) {
+        const opening = new Worker(worker, { eval: true, execArgv: [], workerData: { images, library: ${JSON.stringify(LIBRARY)} } })
+        opening.on('error', (error) => { console.log('worker failed:', error); process.exit(3) })
+        await once(opening, 'message')
+        // At any moment of it.
+        for (let i = 0; i < (round * 7) % 40; i++) await new Promise((resolve) => setTimeout(resolve, 1))
+        await opening.terminate()
+      }
+      console.log(open().length)
+    `)
+      expect(out.trim()).toBe('0')
     }, 110_000)
 
     const serving = `
